@@ -1,0 +1,180 @@
+import json
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import tiny
+
+from kdnotes import experiments
+from kdnotes.experiments import ARTEFACTS, PROFILES, compute_all, grid, make_spec, run_spec, teacher_spec
+from kdnotes.methods import METHODS
+from kdnotes.store import Store, address, unpack
+
+TIMED = ("seconds", "cost")
+
+
+def same(a, b):
+    """Equal but for what the clock says."""
+    drop = lambda r: {k: v for k, v in r.items() if k not in TIMED}  # noqa: E731
+    return drop(a) == drop(b)
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    tiny.shrink()
+    return tmp_path_factory.mktemp("store")
+
+
+@pytest.mark.parametrize("method", sorted(METHODS))
+def test_same_spec_same_result_in_another_store(method, store, tmp_path):
+    settings = {"hidden_size": 8, "inner": 8, "lstm_epochs": 1} if method == "bilstm_soft" else {}
+    first, second = (tiny.run(folder, method, **settings) for folder in (store, tmp_path))
+    assert same(first, second) and first["key"] == second["key"]
+    assert (unpack(first["predictions"]) == unpack(first["labels"])).mean() == first["metrics"]["accuracy"]
+
+
+def test_a_found_run_is_not_computed_again(store, monkeypatch):
+    first = tiny.run(store)
+    monkeypatch.setattr(experiments, "compute", lambda *_: pytest.fail("computed again"))
+    assert tiny.run(store) == first
+
+
+def test_everything_the_result_depends_on_is_in_the_address():
+    base = make_spec("kd", "sst2")
+    changed = [
+        make_spec("undistilled", "sst2"), make_spec("kd", "mrpc"), make_spec("kd", "sst2", 1),
+        make_spec("kd", "sst2", alpha=0.5),
+        make_spec("kd", "sst2", rows=7), make_spec("kd", "sst2", setting="x"), make_spec("kd", "sst2", teacher_epochs=1),
+        make_spec("kd", "amazon", domain="books"), make_spec("kd", "sst2", layers=1),
+    ]  # fmt: skip
+    assert len({address(spec) for spec in [base, *changed]}) == 1 + len(changed)
+    assert address(make_spec("kd", "sst2")) == address(base)
+
+
+def test_one_teacher_for_all_rows_and_seeds_of_a_task():
+    teachers = {address(teacher_spec(spec)) for spec in grid("fig02", seeds=3) if spec["task"] == "sst2"}
+    assert len(teachers) == 1
+
+
+@pytest.mark.parametrize("wrong, expected", [
+    (dict(method="kdd"), "unknown method 'kdd'"), (dict(task_name="sst3"), "sst3"), (dict(profile="big"), "unknown profile 'big'"),
+    (dict(seed="0"), "seed='0'"), (dict(seed=True), "seed=True"), (dict(rows="5"), "rows='5' should be of type int"),
+    (dict(bf16=1), "bf16=1 should be of type bool"), (dict(alpah=0.5), "unknown parameter 'alpah'"),
+    (dict(temperature="hot"), "temperature='hot' should be of type float"), (dict(source="web"), "web"),
+])  # fmt: skip
+def test_wrong_specs_are_one_line(wrong, expected):
+    with pytest.raises((ValueError, KeyError), match=expected) as error:
+        make_spec(**dict(method="kd", task_name="sst2") | wrong)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("wrong", [dict(artefact="fig99"), dict(seeds=0), dict(seeds=1.5), dict(profile="desk"), dict(rows=None)])
+def test_wrong_grids_are_one_line(wrong):
+    with pytest.raises(ValueError) as error:
+        grid(**dict(artefact="fig02") | wrong)
+    assert "\n" not in str(error.value)
+
+
+def test_local_data_that_is_not_there_is_found_before_any_work(monkeypatch):
+    monkeypatch.delenv("KDNOTES_DATA", raising=False)
+    with pytest.raises((ValueError, FileNotFoundError), match="KDNOTES_DATA"):
+        grid("fig02", "laptop")
+
+
+def test_every_artefact_names_known_methods_and_tasks():
+    for artefact in ARTEFACTS.values():
+        assert set(artefact.methods) <= METHODS.keys() and set(artefact.contrast) <= set(artefact.methods)
+        assert {"majority", "teacher", "undistilled"} <= set(artefact.methods)
+        assert set(PROFILES) == {"world", "laptop", "paper"}
+
+
+@pytest.mark.parametrize("method", sorted(METHODS))
+def test_report_is_not_read_before_the_student_is_finished(method, store, monkeypatch):
+    """A report split of which any row breaks the run, until `distill` has returned."""
+    finished = []
+
+    class Sealed:
+        def __init__(self, data):
+            self.data = data
+
+        def __getattr__(self, name):
+            assert finished, f"{method} touched report.{name} before its student was finished"
+            return getattr(self.data, name)
+
+        def __len__(self):
+            assert finished
+            return len(self.data)
+
+    real_load, real_distill = experiments._load, experiments.distill
+
+    def sealed_load(*args):
+        data = dict(real_load(*args))
+        return data | {"report": Sealed(data["report"])}
+
+    def distill(*args, **kwargs):
+        assert "report" not in kwargs
+        student = real_distill(*args, **kwargs)
+        finished.append(True)
+        return student
+
+    monkeypatch.setattr(experiments, "_load", sealed_load)
+    monkeypatch.setattr(experiments, "distill", distill)
+    settings = {"hidden_size": 8, "inner": 8} if method == "bilstm_soft" else {}
+    tiny.run(store, method, seed=0, rows=100, **settings)
+    assert finished
+
+
+def test_an_interrupted_batch_keeps_what_is_finished(store, monkeypatch):
+    specs = [make_spec("kd", "sst2", seed, **tiny.RUN | {"rows": 90}) for seed in (0, 1, 2)]
+    rests, real, done = Store(store), experiments.compute, []
+
+    def interrupted(spec, *rest):
+        if len(done) == 2:
+            raise KeyboardInterrupt
+        done.append(spec)
+        return real(spec, *rest)
+
+    monkeypatch.setattr(experiments, "compute", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        compute_all(specs, rests, say=lambda line: None)
+    assert [spec in rests for spec in specs] == [True, True, False]
+    monkeypatch.setattr(experiments, "compute", real)
+    lines = []
+    records = compute_all(specs, rests, say=lines.append)
+    assert lines[0] == "3 runs: 2 found in the store, 1 to compute" and len(records) == 3
+
+
+def test_token_and_pair_tasks_run(store):
+    assert tiny.run(store, "kd", "mrpc")["metrics"].keys() >= {"accuracy", "f1", "mcc"}
+    tagged = tiny.run(store, "kd", "snips_slots", rows=200)
+    assert 0 <= tagged["metrics"]["entity_f1"] <= 1 and tagged["n_report"] > 100
+    assert run_spec(tagged["spec"], Store(store)) == tagged
+
+
+KILLED = """
+import sys; sys.path.insert(0, "tests")
+import tiny
+tiny.run(sys.argv[1], rows=2000, epochs=6, batch_size=16)
+"""
+
+
+@pytest.mark.slow
+def test_a_run_killed_three_times_gives_the_same_record(tmp_path):
+    def start(name):
+        return subprocess.Popen([sys.executable, "-c", KILLED, str(tmp_path / name)], stderr=subprocess.DEVNULL)
+
+    assert start("peace").wait() == 0
+    marks = ["models/*.partial", "unfinished/*/checkpoint-125", "unfinished/*/checkpoint-500"]
+    for mark in marks:  # while the encoder or teacher is made, early and late in the student's training
+        process = start("killed")
+        while process.poll() is None and not list((tmp_path / "killed").glob(mark)):
+            time.sleep(0.005)
+        process.send_signal(signal.SIGKILL)
+        assert process.wait() == -signal.SIGKILL, f"finished before {mark} was seen"
+    assert start("killed").wait() == 0
+    (peace,), (killed,) = (Store(tmp_path / name).records() for name in ("peace", "killed"))
+    assert same(peace, killed)
+    assert not list((tmp_path / "killed" / "unfinished").iterdir())
+    json.dumps(peace)

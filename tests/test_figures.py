@@ -1,0 +1,124 @@
+"""Pictures are readable with one to four tasks and fifteen methods; an artefact is whole and the same each time."""
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from kdnotes import figures
+from kdnotes.figures import draw_landscape, label, readme, save_artefact
+from kdnotes.store import address, pack, read_lines
+from kdnotes.tables import FAMILIES, table, table_text
+from kdnotes.tasks import Task
+
+TASKS = [Task(name, "single", ("text",), "label", ("no", "yes"), metrics) for name, metrics in (
+    ("alpha", ("accuracy",)), ("beta", ("f1", "accuracy")), ("gamma", ("mcc", "macro_f1")), ("delta", ("accuracy",)))]
+SKILLS = {"majority": 0.5, "teacher": 0.92, "undistilled": 0.80, "kd": 0.86, "bilstm_soft": 0.78}
+
+
+def run(method, where, skill, seed=0, cost=None, n=120):
+    """A run record of a model that is right on a share `skill` of the examples."""
+    rng = np.random.default_rng(len(where))
+    labels, difficulty = rng.integers(2, size=n), rng.random(n)
+    noise = np.random.default_rng([seed, len(method)]).normal(0, 0.05, n)
+    predictions = np.ones(n, int) if method == "majority" else np.where(difficulty + noise < skill, labels, 1 - labels)
+    spec = {"method": method, "task": where, "domain": "", "setting": "", "seed": seed, "profile": "world"}
+    return {"key": address(spec), "spec": spec, "cost": cost or {}, "n_train": 50, "n_report": n,
+            "predictions": pack(predictions), "labels": pack(labels), "note": ""}
+
+
+def cost(ms, params=1_000_000):
+    return {"params": params, "size_bytes": 4 * params, "flops": 123_456_789_012, "latency_ms": ms,
+            "speedup": 20 / ms, "speedup_bert": 90 / ms}
+
+
+def runs(tasks=TASKS[:2], seeds=2):
+    return [run(method, one.name, skill, seed, cost={} if method == "majority" else cost(2 + 3 * i + seed))
+            for one in tasks for i, (method, skill) in enumerate(SKILLS.items())
+            for seed in range(1 if method in ("majority", "teacher") else seeds)]
+
+
+@pytest.fixture(scope="module")
+def records():
+    return runs()
+
+
+@pytest.fixture(scope="module")
+def frame(records):
+    return table(records, "fig02", "world", TASKS[:2])
+
+
+def crowd(tasks):
+    rng = np.random.default_rng(3)
+    return [run(method, one.name, 0.75 + 0.15 * rng.random(),
+                cost=cost(10 ** rng.uniform(0.2, 1.4), int(10 ** rng.uniform(5.5, 7.5))))
+            if method != "majority" else run(method, one.name, 0) for one in tasks for method in list(FAMILIES)]
+
+
+@pytest.mark.parametrize("n", [1, 4])
+def test_names_of_fifteen_methods_do_not_collide(n, monkeypatch, tmp_path):
+    boxes = []
+
+    def spy(ax, *args):
+        boxes.append((ax.bbox.extents, label(ax, *args)))
+        return boxes[-1][1]
+
+    monkeypatch.setattr(figures, "label", spy)
+    fig = draw_landscape(table(crowd(TASKS[:n]), "fig02", "world", TASKS[:n]), "a verdict")
+    fig.savefig(tmp_path / "crowd.png")
+    assert len(boxes) == n == len(fig.axes)
+    for frame, placed in boxes:
+        assert len(placed) == 15
+        for i, box in enumerate(placed):
+            assert figures._overlap(box, np.array([frame])) == pytest.approx(np.prod(np.subtract(box[2:], box[:2])))
+            if i:
+                assert figures._overlap(box, np.array(placed[:i])) < 1
+
+
+def test_text_is_at_least_nine_points_and_inside_the_page(frame):
+    from matplotlib.text import Text
+
+    fig = draw_landscape(frame, "a verdict")
+    assert min(text.get_fontsize() for text in fig.findobj(Text) if text.get_text()) >= 9
+    width, height = fig.bbox.size
+    for text in [*fig.texts, *(t for legend in fig.legends for t in legend.get_texts()),
+                 *(t for ax in fig.axes for t in (*ax.texts, ax.title, ax.xaxis.label, ax.yaxis.label))]:
+        box = text.get_window_extent()
+        assert box.x0 >= -1 and box.x1 <= width + 1 and box.y0 >= -1 and box.y1 <= height + 1, text.get_text()
+
+
+def test_untimed_methods_are_named_and_nothing_timed_is_an_error(records):
+    some = [{**r, "cost": {}} if r["spec"]["method"] == "kd" else r for r in records]
+    fig = draw_landscape(table(some, "fig02", "world", TASKS[:2]))
+    assert "not timed: kd" in fig.axes[0].get_xlabel()
+    with pytest.raises(ValueError, match="no row of the table has a latency"):
+        draw_landscape(table([{**r, "cost": {}} for r in records], "fig02", "world", TASKS[:2]))
+
+
+def test_artefact_is_whole_and_the_same_each_time(records, frame, tmp_path):
+    for name in ("one", "two"):
+        save_artefact(tmp_path / name, records, frame, draw_landscape(frame), {"artefact": "fig02"})
+    names = sorted(path.name for path in (tmp_path / "one").iterdir())
+    assert names == ["figure.png", "figure.svg", "provenance.json", "runs.jsonl", "table.csv"]
+    for name in names:
+        assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
+    again = table(read_lines(tmp_path / "one" / "runs.jsonl"), "fig02", "world", TASKS[:2])
+    assert table_text(again) == (tmp_path / "one" / "table.csv").read_text()
+    assert json.loads((tmp_path / "one" / "provenance.json").read_text()) == {"artefact": "fig02"}
+
+
+def test_readme_shows_whole_artefacts_only(records, frame, tmp_path):
+    save_artefact(tmp_path / "fig02" / "world", records, frame, draw_landscape(frame),
+                  {"command": "kdnotes figure fig02", "notebook": "nbs/figures/fig02_landscape.ipynb"})
+    (tmp_path / "fig05" / "world").mkdir(parents=True)
+    text = readme(tmp_path)
+    assert text == (tmp_path / "README.md").read_text() and "fig05" not in text
+    for expected in ("(fig02/world/figure.png)", "(../nbs/figures/fig02_landscape.ipynb)", "`kdnotes figure fig02`"):
+        assert expected in text
+
+
+def test_import_is_light():
+    heavy = "{'torch', 'matplotlib', 'seaborn', 'sklearn'}"
+    code = f"import kdnotes.figures, sys; sys.exit(bool({heavy} & set(sys.modules)))"
+    subprocess.run([sys.executable, "-c", code], check=True)

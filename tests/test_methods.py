@@ -1,0 +1,174 @@
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from datasets import ClassLabel, Dataset
+from transformers import AutoModelForSequenceClassification, set_seed
+
+import kdnotes
+from kdnotes import methods
+from kdnotes.encoders import make_student, small_bert, word_tokenizer
+from kdnotes.methods import METHODS, distill, fine_tune, read_columns
+
+WORDS = "good bad not very film book".split()
+TOKENIZER = word_tokenizer(WORDS)
+LABELS = ("no", "yes")
+QUICK = dict(epochs=1, lr=1e-3, max_length=16, tokenizer=TOKENIZER, card=False)
+
+
+def data(n, seed=0, pair=False, tokens=False):
+    rng = np.random.default_rng(seed)
+    rows = []
+    for _ in range(n):
+        words = list(rng.choice(WORDS, rng.integers(2, 9)))
+        if tokens:
+            rows.append({"text": words, "label": [int(w == "good") for w in words]})
+            continue
+        row = {"text": " ".join(words), "label": int("good" in words)}
+        rows.append(row | ({"other": " ".join(words[::-1])} if pair else {}))
+    made = Dataset.from_list(rows)
+    return made if tokens else made.cast_column("label", ClassLabel(names=list(LABELS)))
+
+
+@pytest.fixture(scope="module")
+def teachers():
+    made = {}
+    for kind in ("single", "tokens"):
+        set_seed(0)
+        made[kind] = make_student(small_bert(TOKENIZER, 2, 16, 2), LABELS, kind, layers=2)
+    return made | {"pair": made["single"]}
+
+
+def small(method):
+    """Settings that make a method's student tiny."""
+    if method == "bilstm_soft":
+        return {"hidden_size": 8, "inner": 8, "lstm_epochs": 1}
+    return {"layers": 1} if "layers" in METHODS[method].settings else {}
+
+
+@pytest.mark.parametrize("kind", ["single", "pair", "tokens"])
+@pytest.mark.parametrize("method", sorted(METHODS))
+def test_every_method_runs_on_every_kind_and_repeats_itself(method, kind, teachers):
+    train, select = (data(60, seed, kind == "pair", kind == "tokens") for seed in (0, 1))
+    settings = dict(kind=kind, labels=LABELS, metric="accuracy" if kind != "tokens" else "entity_f1")
+    if kind == "tokens":
+        settings |= dict(labels=("O", "B-praise"))
+        teachers[kind].config.id2label = {0: "O", 1: "B-praise"}
+    given = QUICK | settings | small(method) | {"epochs": 1}
+    models = [distill(teachers[kind], train, select, method, **given) for _ in range(2)]
+    states = [model.state_dict() for model in models]
+    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+    ids = torch.tensor([[2, 5, 6, 3, 7, 3]])
+    logits = models[0](input_ids=ids, token_type_ids=torch.tensor([[0, 0, 0, 0, 1, 1]])).logits
+    assert logits.shape == ((1, 6, 2) if kind == "tokens" else (1, 2)) and not models[0].training
+
+
+@pytest.mark.parametrize("method", sorted(METHODS))
+def test_a_student_is_the_same_after_saving_in_a_new_process(method, teachers, tmp_path):
+    student = distill(teachers["single"], data(60), data(40, 1), method, **QUICK | small(method) | {"epochs": 1})
+    student.save_pretrained(tmp_path)
+    assert [p.name for p in tmp_path.glob("*.safetensors")] == ["model.safetensors"] and not list(tmp_path.glob("*.bin"))
+    ids = torch.tensor([[2, 5, 6, 3]])
+    code = (
+        "import sys, torch, kdnotes.methods; from transformers import AutoModelForSequenceClassification as A;"
+        f"print(A.from_pretrained({str(tmp_path)!r}).eval()(input_ids=torch.tensor({ids.tolist()})).logits.tolist())"
+    )
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert torch.allclose(torch.tensor(eval(said)), student(input_ids=ids).logits, atol=1e-6)
+
+
+def test_the_card_is_computed_on_report_when_there_is_one(teachers):
+    given = QUICK | {"card": True, "layers": 1}
+    on_select = distill(teachers["single"], data(60), data(40, 1), **given).card
+    on_report = distill(teachers["single"], data(60), data(40, 1), report=data(70, 2), **given).card
+    assert (on_select.split, on_select.rows, on_report.split, on_report.rows) == ("select", 40, "report", 70)
+    assert on_report.low <= on_report.score <= on_report.high and on_report.cost["params"] < on_report.teacher_cost["params"]
+    assert "the teacher" in str(on_report)
+
+
+def test_the_teacher_is_not_changed(teachers):
+    before = {name: weight.clone() for name, weight in teachers["single"].state_dict().items()}
+    distill(teachers["single"], data(60), data(40, 1), **QUICK, layers=1)
+    assert all(torch.equal(before[name], weight) for name, weight in teachers["single"].state_dict().items())
+
+
+def test_distillation_alone_follows_the_teacher_and_not_the_labels(teachers):
+    """With alpha = 1 and labels that are all wrong, the student agrees with the teacher."""
+    set_seed(0)
+    rows, select = data(400), data(200, 1)
+    teacher = fine_tune(small_bert(TOKENIZER, 1, 32, 2), rows, select, tokenizer=TOKENIZER, epochs=8, lr=3e-3, max_length=16)
+    wrong = rows.map(lambda row: {"label": 1 - row["label"]})
+    student = distill(teacher, wrong, select, **QUICK | dict(epochs=8, lr=3e-3, alpha=1.0, layers=1, init="random"))
+    from kdnotes.training import encode, predict, predicted_labels
+
+    test = encode(data(200, 2), TOKENIZER, ("text",), "label", 16)
+    agree = (predicted_labels(predict(student, test, TOKENIZER)) == predicted_labels(predict(teacher, test, TOKENIZER))).mean()
+    assert agree > 0.9
+
+
+WRONG = {
+    "unknown method": (dict(method="kdd"), "unknown method 'kdd', expected kd"),
+    "unknown setting": (dict(beta=4), "kd has no setting 'beta'"),
+    "too deep": (dict(layers=9), "layers=9 is outside 1..2"),
+    "too long": (dict(max_length=9999), "max_length=9999 is outside"),
+    "other labels": (dict(labels=("a", "b", "c")), "the teacher's labels are no, yes, the data's a, b, c"),
+    "names swapped": (dict(labels=("yes", "no")), "the teacher's labels are no, yes, the data's yes, no"),
+    "no such column": (dict(text="sentence"), "no column 'sentence'"),
+    "no such label": (dict(label="stars"), "no column 'stars'"),
+    "alpha": (dict(alpha=2.0), "alpha"),
+    "temperature": (dict(temperature=0.0), "temperature"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_wrong_input_is_one_line(case, teachers):
+    changes, expected = WRONG[case]
+    with pytest.raises(ValueError, match=re.escape(expected)) as error:
+        distill(teachers["single"], data(60), data(40, 1), **QUICK | {"layers": 1} | changes)
+    assert "\n" not in str(error.value)
+
+
+def test_a_larger_vocabulary_than_the_teachers_is_refused(teachers):
+    with pytest.raises(ValueError, match="the tokenizer has .* pieces, the teacher only"):
+        distill(teachers["single"], data(60), data(40, 1), **QUICK | {"tokenizer": word_tokenizer([f"w{i}" for i in range(99)])})
+
+
+@pytest.mark.parametrize("rows, expected", [
+    ([], "no rows"), ([{"text": "a", "label": 1}] * 3, "only the label"), ([{"text": "a", "label": "x"}], "expected label ids"),
+    ([{"text": "a", "label": -1}, {"text": "a", "label": 1}], "holds ids -1 to 1"),
+    ([{"a": "x", "b": "y", "c": "z", "label": i} for i in (0, 1)], "expected one or two text columns, found 3"),
+])  # fmt: skip
+def test_data_that_cannot_be_used_is_refused(rows, expected):
+    made = Dataset.from_list(rows) if rows else data(1).select([])
+    with pytest.raises(ValueError, match=expected):
+        read_columns(made)
+
+
+def test_registering_a_method_is_enough_to_use_it(teachers, monkeypatch):
+    monkeypatch.setattr(methods, "METHODS", dict(METHODS))
+
+    @methods.register("lazy", "baseline", "returns the teacher")
+    def fit_lazy(problem, patience_of_job: int = 3):
+        return problem.teacher
+
+    assert distill(teachers["single"], data(60), data(40, 1), "lazy", patience_of_job=4, **QUICK) is teachers["single"]
+
+
+def test_the_readme_example_runs(tmp_path, monkeypatch):
+    """The ten lines of the README, with a small encoder in place of MiniLM."""
+    readme = (Path(__file__).parents[1] / "README.md").read_text()
+    example = re.search(r"```python\n(.*?)```", readme, re.S)[1]
+    assert len(example.strip().splitlines()) <= 10
+    encoder = small_bert(TOKENIZER, 2, 16, 2)
+    encoder.save_pretrained(tmp_path / "encoder")
+    TOKENIZER.save_pretrained(tmp_path / "encoder")
+    Dataset.from_list(list(data(100))).to_csv(str(tmp_path / "reviews.csv"))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    exec(example.replace('"minilm"', '"encoder"'), {})
+    assert AutoModelForSequenceClassification.from_pretrained(tmp_path / "my-student").config.num_hidden_layers == 2
+    assert kdnotes.distill is distill

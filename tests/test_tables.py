@@ -1,0 +1,198 @@
+"""Tables hold exactly what the metrics say, are the same each time, and refuse inconsistent records."""
+import io
+import subprocess
+import sys
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from kdnotes.metrics import Interval, bootstrap, flatten, paired_difference, score
+from kdnotes.store import address, pack, unpack
+from kdnotes.tables import (
+    ABOUT, COLUMNS, TIMED, compare, finding, pooled_contrast, read_table, same_table, table, table_markdown,
+    table_text, verdict,
+)
+from kdnotes.tasks import Task
+
+TASKS = [Task(name, "single", ("text",), "label", ("no", "yes"), metrics) for name, metrics in (
+    ("alpha", ("accuracy",)), ("beta", ("f1", "accuracy")))]
+SPREAD = Task("spread", "single", ("text",), "label", ("no", "yes"), domain="where", domains=("west", "east"))
+TAGGED = Task("tagged", "tokens", ("words",), "tags", ("O", "B-x", "I-x"), ("entity_f1",))
+SKILLS = {"majority": 0.5, "teacher": 0.92, "undistilled": 0.80, "kd": 0.86, "bilstm_soft": 0.78}
+
+
+def run(method, where, skill, seed=0, domain="", setting="", cost=None, profile="world", n=120, note=""):
+    """A run record of a model that is right on a share `skill` of the examples."""
+    rng = np.random.default_rng([len(where), len(domain)])
+    labels, difficulty = rng.integers(2, size=n), rng.random(n)
+    noise = np.random.default_rng([seed, len(method)]).normal(0, 0.05, n)
+    predictions = np.where(difficulty + noise < skill, labels, 1 - labels)
+    if method == "majority":
+        predictions = np.ones(n, int)
+    spec = {"method": method, "task": where, "domain": domain, "setting": setting, "seed": seed, "profile": profile}
+    return {"key": address(spec), "spec": spec, "metrics": {}, "cost": cost or {}, "n_train": 50, "n_report": n,
+            "predictions": pack(predictions), "labels": pack(labels), "note": note, "seconds": 1.0, "device": "cpu"}
+
+
+def cost(ms, params=1_000_000):
+    return {"params": params, "size_bytes": 4 * params, "flops": 123_456_789_012, "latency_ms": ms,
+            "speedup": 20 / ms, "speedup_bert": 90 / ms}
+
+
+def runs(tasks=TASKS, seeds=2):
+    return [run(method, one.name, skill, seed, cost={} if method == "majority" else cost(2 + 3 * i + seed))
+            for one in tasks for i, (method, skill) in enumerate(SKILLS.items())
+            for seed in range(1 if method in ("majority", "teacher") else seeds)]
+
+
+@pytest.fixture(scope="module")
+def records():
+    return runs()
+
+
+@pytest.fixture(scope="module")
+def frame(records):
+    return table(records, "fig02", "world", TASKS)
+
+
+def pick(frame, *about):
+    return frame.set_index(ABOUT).sort_index().loc[about]
+
+
+def test_columns_are_the_contract():
+    assert ",".join(COLUMNS) == (
+        "artefact,profile,method,task,domain,setting,metric,value,ci_low,ci_high,seeds,n_train,n_report,published,"
+        "baseline,delta,delta_low,delta_high,params,size_bytes,flops,latency_ms,speedup,speedup_bert,note")
+
+
+def test_rows_stand_in_the_order_of_tasks_methods_and_metrics(records):
+    frame = table(records[::-1], "fig02", "world", TASKS[::-1], methods=["kd", "majority"])
+    assert frame.task.drop_duplicates().tolist() == ["beta", "alpha"]
+    assert frame.method.drop_duplicates().tolist() == ["kd", "majority"]
+    assert frame.metric[frame.task == "beta"].tolist()[:2] == ["f1", "accuracy"]
+
+
+def test_values_and_intervals_are_those_of_the_metrics(records, frame):
+    mine = {m: [r for r in records if (r["spec"]["method"], r["spec"]["task"]) == (m, "beta")] for m in SKILLS}
+    predictions = {m: [unpack(r["predictions"]) for r in found] for m, found in mine.items()}
+    labels = unpack(records[-1]["labels"])
+    row = pick(frame, "kd", "beta", "", "", "f1")
+    assert (row.value, row.ci_low, row.ci_high) == pytest.approx(bootstrap("f1", labels, predictions["kd"]), rel=1e-5)
+    expected = paired_difference("f1", labels, predictions["kd"], predictions["undistilled"])
+    assert (row.delta, row.delta_low, row.delta_high) == pytest.approx(expected, rel=1e-5)
+    kept = pick(frame, "kd", "beta", "", "", "kept_chance_corrected").value
+    s, t, m = (np.mean([score("f1", labels, p) for p in predictions[x]]) for x in ("kd", "teacher", "majority"))
+    assert kept == pytest.approx((s - m) / (t - m), rel=1e-5)
+
+
+def test_kept_rows_belong_to_students_and_the_headline(frame):
+    kept = frame[frame.metric.str.startswith("kept")]
+    assert set(kept.method) == {"undistilled", "kd", "bilstm_soft"}
+    assert len(kept) == 3 * 2 * 2 and (kept.baseline == "").all()
+
+
+def test_costs_are_medians_and_counts_stay_whole(frame):
+    row = pick(frame, "kd", "alpha", "", "", "accuracy")
+    assert row.latency_ms == 11.5 and row.seeds == 2 and row.n_train == 50
+    assert ",123456789012," in table_text(frame) and ",4000000," in table_text(frame)
+    assert np.isnan(pick(frame, "majority", "alpha", "", "", "accuracy").latency_ms)
+
+
+def test_settings_fall_back_to_the_plain_baseline_and_sort_by_number():
+    sweep = [run("kd", "alpha", 0.8, setting=s) for s in ("beta=16", "beta=4", "beta=0.5")]
+    frame = table(runs(TASKS[:1]) + sweep, "fig05", "world", TASKS[:1]).query("method == 'kd' and metric == 'accuracy'")
+    assert frame.setting.tolist() == ["", "beta=0.5", "beta=4", "beta=16"]
+    assert (frame.baseline == "undistilled").all() and frame.delta.notna().all()
+
+
+def test_domains_are_rows_in_the_task_s_order():
+    found = [run(m, "spread", s, domain=d) for d in ("east", "west") for m, s in SKILLS.items()]
+    frame = table(found, "fig14", "world", [SPREAD])
+    assert frame.domain.drop_duplicates().tolist() == ["west", "east"]
+    assert "pooled over 2 domains" in pooled_contrast(found, "kd", "undistilled", [SPREAD])
+
+
+def test_token_tasks_use_the_tag_names():
+    gold = flatten([[1, 2, 0], [0, 1]] * 10)
+    found = []
+    for method, answer in (("majority", gold * 0), ("teacher", gold), ("kd", np.where(gold == 2, 0, gold))):
+        found.append({**run(method, "tagged", 1), "labels": pack(gold), "predictions": pack(answer)})
+    frame = table(found, "fig15", "world", [TAGGED])
+    assert pick(frame, "kd", "tagged", "", "", "entity_f1").value == 0.5
+    assert pick(frame, "kd", "tagged", "", "", "kept").value == 0.5
+
+
+def test_published_values_and_notes_are_carried(records):
+    key = ("kd", "alpha", "", "", "accuracy")
+    noted = [{**r, "note": "busy machine"} if r["spec"]["method"] == "kd" else r for r in records]
+    row = pick(table(noted, "fig02", "world", TASKS[:1], published={key: 0.9}), *key)
+    assert row.published == 0.9 and row.note == "busy machine"
+
+
+@pytest.mark.parametrize("spoil, message", [
+    (lambda r: r + r[-1:], "expected each once"),
+    (lambda r: [*r[:-1], {**r[-1], "labels": pack([0] * 120)}], "report labels"),
+    (lambda r: [*r, run("pkd", "alpha", 0.5, profile="laptop")], "profile 'laptop', the table is of 'world'"),
+])
+def test_inconsistent_records_are_named(records, spoil, message):
+    with pytest.raises(ValueError, match=message):
+        table(spoil(records), "fig02", "world", TASKS)
+
+
+def test_verdicts():
+    assert verdict(Interval(0.1, 0.01, 0.2)) == "holds"
+    assert verdict(Interval(0.1, -0.01, 0.2)) == verdict(Interval(0.0, 0.0, 0.0)) == "cannot tell"
+    assert verdict(Interval(-0.1, -0.2, -0.01)) == "does not hold"
+
+
+def test_pooled_contrast_needs_both_methods(records):
+    assert "pooled over 1 task: " in pooled_contrast(records, "kd", "undistilled", TASKS[:1])
+    with pytest.raises(ValueError, match="no runs of them"):
+        pooled_contrast(records, "pkd", "ladder", TASKS)
+    with pytest.raises(ValueError, match="alpha has runs of only one"):
+        pooled_contrast(records, "kd", "ladder", TASKS)
+
+
+def test_csv_keeps_bytes_and_types(frame, tmp_path):
+    (tmp_path / "table.csv").write_text(table_text(frame))
+    again = read_table(tmp_path / "table.csv")
+    pd.testing.assert_frame_equal(again, frame)
+    with pytest.raises(ValueError, match="expected artefact,profile"):
+        read_table(io.StringIO("a,b\n1,2\n"))
+
+
+def test_only_latency_and_speed_may_differ(frame):
+    for name in TIMED:
+        assert same_table(frame, frame.assign(**{name: 1.5}))
+    for name in ("value", "ci_low", "params", "flops", "note"):
+        assert not same_table(frame, frame.assign(**{name: 7}))
+
+
+def test_compare_tells_what_is_within_missing_and_new(frame):
+    shifted = frame.assign(value=frame.value.where(frame.method != "kd", 0.1))[frame.task == "alpha"]
+    extra = frame[frame.method == "kd"].assign(method="pkd")
+    beside = compare(pd.concat([shifted, extra]), frame)
+    within = beside.groupby(["method", "task"]).within.agg(set).to_dict()
+    assert within["undistilled", "alpha"] == {"yes"} and within["kd", "alpha"] == {"no"}
+    assert within["kd", "beta"] == {"missing"} and within["pkd", "alpha"] == {"new"}
+    assert set(compare(frame.assign(latency_ms=1.0), frame).within) == {"yes"}
+
+
+def test_finding_names_the_best_student(frame):
+    title, rest = finding(frame)
+    assert title.startswith("kd keeps ") and title.endswith("times its speed")
+    assert "clearly above undistilled on" in rest
+    assert finding(frame[frame.method != "teacher"].query("not metric.str.startswith('kept')")) == (
+        "The best student is kd", "")
+
+
+def test_markdown_has_a_line_per_method(frame):
+    lines = table_markdown(frame).splitlines()
+    assert len(lines) == 2 + len(SKILLS) and len({line.count("|") for line in lines}) == 1
+
+
+def test_import_is_light():
+    heavy = "{'torch', 'matplotlib', 'seaborn', 'sklearn'}"
+    code = f"import kdnotes.tables, sys; sys.exit(bool({heavy} & set(sys.modules)))"
+    subprocess.run([sys.executable, "-c", code], check=True)
