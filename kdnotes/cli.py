@@ -37,7 +37,7 @@ def quietly(call, *args, **kwargs):
         disable_progress_bar()
         return call(*args, **kwargs)
     except KeyboardInterrupt:
-        typer.echo("interrupted; what is finished is stored, and --resume continues", err=True)
+        typer.echo("interrupted; what is finished is stored, and the same command continues (reproduce: with --resume)", err=True)
         raise typer.Exit(130) from None
     except (ValueError, KeyError, FileNotFoundError, TypeError, OSError) as error:
         if os.environ.get("KDNOTES_DEBUG"):
@@ -91,7 +91,7 @@ def reproduce_command(
 
     quietly(work)
 
-
+# %% ../nbs/64_command_line.ipynb #cell-013
 @app.command("run")
 def run_command(
     method: Annotated[str, typer.Argument(help="A method, as in `kdnotes tasks`.")],
@@ -101,7 +101,7 @@ def run_command(
     store: StoreOption = Path("build/store"),
     settings: SetOption = [],  # noqa: B006
 ):
-    """One run: found in the store, or computed and stored. Prints scores and cost as JSON."""
+    """Print scores and cost of one run as JSON, found in the store or computed and stored."""
 
     def work():
         from kdnotes.experiments import run
@@ -111,7 +111,7 @@ def run_command(
 
     quietly(work)
 
-
+# %% ../nbs/64_command_line.ipynb #cell-015
 @app.command("figure")
 def figure_command(
     artefact: Annotated[list[str], typer.Argument(help="Artefacts; all that are stored by default.")] = [],  # noqa: B006
@@ -137,7 +137,7 @@ def figure_command(
 
     quietly(work)
 
-
+# %% ../nbs/64_command_line.ipynb #cell-017
 @app.command("status")
 def status_command(profile: ProfileOption = "world", store: StoreOption = Path("build/store"), seeds: int | None = None):
     """How many runs of each artefact are in the store."""
@@ -172,7 +172,7 @@ def tasks_command():
 
     quietly(work)
 
-# %% ../nbs/64_command_line.ipynb #cell-013
+# %% ../nbs/64_command_line.ipynb #cell-019
 def checks() -> list[tuple[str, bool, str]]:
     """What is here and what is not: `(name, is it fine, what was found)`."""
     import torch

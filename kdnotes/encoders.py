@@ -271,6 +271,9 @@ def make_student(
     student = HEADS[kind].from_config(config)
     if init == "random":
         return student
+    size, limit = (c.hidden_size // c.num_attention_heads for c in (config, encoder.config))
+    if size > limit:
+        raise ValueError(f"heads of {size} coordinates cannot be cut out of heads of {limit}: take more heads, or init='random'")
     depth = encoder.config.num_hidden_layers
     take = tuple(take or spaced_layers(layers, depth))
     if len(take) != layers or not all(0 <= layer < depth for layer in take):

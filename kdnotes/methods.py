@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
 
+import torch
 from transformers import AutoModel, PreTrainedModel, set_seed
 
 from .cost import measure
@@ -236,8 +237,8 @@ class Card:
     def __str__(self) -> str:
         size, teacher_size = self.cost["size_bytes"] / 1e6, self.teacher_cost["size_bytes"] / 1e6
         return (
-            f"{self.method}: {self.metric} {self.score:.3f} [{self.low:.3f}, {self.high:.3f}] on {self.rows} rows of {self.split}, "
-            f"the teacher {self.teacher_score:.3f}\n"
+            f"{self.method}: {self.metric} {self.score:.3f} [{self.low:.3f}, {self.high:.3f}] "
+            f"on {self.rows} rows of {self.split}, the teacher {self.teacher_score:.3f}\n"
             f"{self.cost['params']:,} parameters, {size:.1f} MB (the teacher {teacher_size:.1f} MB), "
             f"{self.cost['latency_ms']:.1f} ms, {self.cost['speedup']:.1f}x the teacher's speed"
         )
@@ -310,12 +311,12 @@ def distill(
     parts = [encode(part, tokenizer, columns.text, columns.label, max_length, columns.kind) for part in (train, select)]
     training = dict(epochs=epochs, lr=lr, batch_size=batch_size, evaluations=evaluations, patience=patience,
                     seed=seed, bf16=bf16, progress=progress)  # fmt: skip
-    teacher.eval().requires_grad_(False)
+    teacher.eval().requires_grad_(False).to("cuda" if torch.cuda.is_available() else "cpu")
     problem = Problem(teacher, encoder or teacher, tokenizer, *parts, columns.labels, columns.kind, metric, training, folder)
+    split, data = "select", parts[1]
+    if report is not None:
+        split, data = "report", encode(report, tokenizer, columns.text, columns.label, max_length, columns.kind)
     student = chosen.fit(problem, **settings).eval()
     if card:
-        split, data = "select", parts[1]
-        if report is not None:
-            split, data = "report", encode(report, tokenizer, columns.text, columns.label, max_length, columns.kind)
         student.card = make_card(method, student, problem, data, split)
     return student

@@ -7,11 +7,12 @@ __all__ = ['DRAW', 'checkout', 'check_parameters', 'tabulate', 'render', 'redraw
            'reproduce', 'check_writable', 'beside']
 
 # %% ../nbs/63_reproduce.ipynb #cell-003
+import importlib.util
 import json
 import os
 import time
 from collections.abc import Callable
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 
 from .experiments import ARTEFACTS, compute_all, find_artefact, find_profile, grid
@@ -100,10 +101,10 @@ def redraw(artefact: str, profile: str, figures: Path) -> Path:
 def describe(artefact: str, records: list[dict], start: float, command: list[str]) -> dict:
     """The provenance of an artefact: versions, seeds, data and teachers with their sha256, device, start, seconds."""
     specs = [record["spec"] for record in records]
-    began = datetime.fromtimestamp(start, timezone.utc).isoformat(timespec="seconds")
+    began = datetime.fromtimestamp(start, UTC).isoformat(timespec="seconds")
     seconds = round(sum(record["seconds"] for record in records), 1)
     return provenance(specs[0]["device"], began, seconds, command) | dict(
-        artefact=artefact, profile=specs[0]["profile"], notebook=find_artefact(artefact).notebook,
+        artefact=artefact, profile=specs[0]["profile"], notebook=f"nbs/figures/{find_artefact(artefact).notebook}.ipynb",
         seeds=sorted({spec["seed"] for spec in specs}),
         data={spec["task"]: {"source": spec["source"], "sha256": spec["data"]} for spec in specs},
         teacher={r["spec"]["task"]: {"encoder": r["spec"]["encoder"], "sha256": r["teacher_sha256"]} for r in records},
@@ -138,7 +139,7 @@ def reproduce(
     artefacts: list[str] | None = None, profile: str = "world", seeds: int | None = None, out: str | Path = "build",
     resume: bool = False, say: Callable[[str], None] = print, progress: bool = False, **overrides,
 ) -> list[Path]:  # fmt: skip
-    """Compute artefacts into `out`, draw them, and print them beside the committed ones. Returns their folders.
+    """Compute artefacts into `out`, draw them, print them beside the committed ones, and return their folders.
 
     Parameters
     ----------
@@ -153,6 +154,8 @@ def reproduce(
     ValueError, FileNotFoundError
         A name, a number or the data is wrong: before any work, and before the old store is moved.
     """
+    if importlib.util.find_spec("papermill") is None:
+        raise ValueError("papermill is missing: pip install 'kdnotes[reproduce]'")
     start, root, out = time.time(), checkout(), Path(out)
     names = artefacts or list(ARTEFACTS)
     specs = {name: grid(name, profile, seeds, **overrides) for name in names}
@@ -168,7 +171,7 @@ def reproduce(
     for name in names:
         say(f"drawing {name}")
         folders.append(folder := out / "figures" / name / profile)
-        where = dict(store=str(store.path.resolve()), output=str(folder.resolve()))
+        where = dict(store=str(store.path.resolve()), output=str(folder.resolve()), began=start)
         given = dict(profile=profile, seeds=seeds or 0, overrides=overrides, **where)
         execute(name, given, out / "notebooks" / f"{name}_{profile}.ipynb", root / "nbs" / "figures")
         say(beside(folder, root / "figures" / name / profile))

@@ -81,7 +81,8 @@ def _name(parts: Iterable[str]) -> str:
 
 # %% ../nbs/14_tables.ipynb #cell-017
 FAMILIES = {
-    "majority": "reference", "teacher": "reference", "undistilled": "no distillation", "kd": "distillation",
+    "majority": "reference", "bag_of_words": "reference", "teacher": "reference",
+    "undistilled": "no distillation", "kd": "distillation",
     "bilstm_soft": "recurrent student", "distilbert": "distillation", "pkd": "distillation",
     "tinybert": "distillation", "minilm": "distillation", "ladder": "distillation", "albert": "parameter sharing",
     "qbert_mixed": "quantisation", "qbert_8bit": "quantisation", "qbert_4bit": "quantisation",

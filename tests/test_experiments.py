@@ -59,7 +59,8 @@ def test_one_teacher_for_all_rows_and_seeds_of_a_task():
 
 
 @pytest.mark.parametrize("wrong, expected", [
-    (dict(method="kdd"), "unknown method 'kdd'"), (dict(task_name="sst3"), "sst3"), (dict(profile="big"), "unknown profile 'big'"),
+    (dict(method="kdd"), "unknown method 'kdd'"), (dict(task_name="sst3"), "sst3"),
+    (dict(profile="big"), "unknown profile 'big'"),
     (dict(seed="0"), "seed='0'"), (dict(seed=True), "seed=True"), (dict(rows="5"), "rows='5' should be of type int"),
     (dict(bf16=1), "bf16=1 should be of type bool"), (dict(alpah=0.5), "unknown parameter 'alpah'"),
     (dict(temperature="hot"), "temperature='hot' should be of type float"), (dict(source="web"), "web"),

@@ -99,7 +99,8 @@ def test_without_resume_the_store_is_new_and_the_old_one_is_kept(tmp_path):
 
 
 @pytest.mark.parametrize("given, expected", [
-    (["reproduce", "--only", "fig99"], "unknown artefact 'fig99'"), (["reproduce", "--profile", "desk"], "unknown profile 'desk'"),
+    (["reproduce", "--only", "fig99"], "unknown artefact 'fig99'"),
+    (["reproduce", "--profile", "desk"], "unknown profile 'desk'"),
     (["reproduce", "--seeds", "0"], "seeds=0"), (["reproduce", "--set", "rows"], "should be name=value"),
     (["reproduce", "--set", "rows=many"], "rows='many'"), (["reproduce", "--set", "rwos=5"], "unknown parameter 'rwos'"),
     (["reproduce", "--out", "/proc/nowhere"], "cannot write to"), (["run", "kd", "sst3"], "sst3"),
@@ -128,8 +129,9 @@ def test_help_explains(command):
 
 
 def test_the_other_commands_answer(tmp_path):
-    for given, expected in ((["tasks"], "snips_slots"), (["doctor"], "torch"), (["status", "--store", str(tmp_path)], "0 of 12 runs")):
-        result = CliRunner().invoke(app, given)
+    asked = {"tasks": "snips_slots", "doctor": "torch", f"status --store {tmp_path}": "0 of 12 runs"}
+    for given, expected in asked.items():
+        result = CliRunner().invoke(app, given.split())
         assert result.exit_code == 0 and expected in result.output
 
 

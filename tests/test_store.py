@@ -474,7 +474,7 @@ def test_a_failed_build_raises_and_keeps_its_work(tmp_path):
 
 
 def test_provenance_names_neither_folders_nor_the_host():
-    command = ["/opt/venv/bin/kdnotes", "reproduce", "--build=/home/someone/build", "/data/sets", "--only", "fig02"]
+    command = ["/opt/venv/bin/kdnotes", "reproduce", "--build=/elsewhere/build", "/data/sets", "--only", "fig02"]
     note = provenance(device="cuda", start="2024-05-01T12:00:00", seconds=2.5, command=command)
     assert note["command"] == "kdnotes reproduce --build=build sets --only fig02"
     assert note["device"] == "cuda" and note["seconds"] == 2.5 and note["threads"] >= 1

@@ -10,11 +10,11 @@ import numpy as np
 import torch
 from sklearn.feature_extraction import DictVectorizer
 from sklearn.linear_model import LogisticRegression
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import SequenceClassifierOutput
 
 from ..encoders import label_maps
-from ..knowledge import Problem
+from ..knowledge import Problem, needs_halves
 
 # %% ../../nbs/50_baselines.ipynb #cell-006
 class BagOfWordsConfig(PreTrainedConfig):
@@ -49,9 +49,14 @@ class BagOfWords(PreTrainedModel):
         votes = self.table(input_ids) * mask[..., None]
         return SequenceClassifierOutput(logits=(votes if self.config.per_token else votes.sum(1)) + self.bias)
 
+
+AutoConfig.register(BagOfWordsConfig.model_type, BagOfWordsConfig)
+AutoModelForSequenceClassification.register(BagOfWordsConfig, BagOfWords)
+
 # %% ../../nbs/50_baselines.ipynb #cell-009
 def _blank(problem: Problem) -> BagOfWords:
     """The linear model for a problem with all weights zero."""
+    needs_halves(problem)
     config = BagOfWordsConfig(
         len(problem.tokenizer), halves=2 if problem.kind == "pair" else 1, per_token=problem.kind == "tokens",
         **label_maps(problem.labels),

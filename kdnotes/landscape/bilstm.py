@@ -12,7 +12,7 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrai
 from transformers.modeling_outputs import SequenceClassifierOutput
 
 from ..encoders import label_maps
-from ..knowledge import Problem
+from ..knowledge import Problem, needs_halves
 from ..losses import logits_mse
 from ..training import model_inputs
 
@@ -89,6 +89,7 @@ def fit_bilstm_soft(
     hidden_size, inner: the network's shape; its word vectors start as the encoder's.
     lstm_lr, lstm_epochs: learning rate and epochs, larger than a pre-trained transformer's, since the LSTM starts from nothing.
     """
+    needs_halves(problem)
     set_seed(problem.seed)
     words = problem.encoder.get_input_embeddings().weight.detach()
     config = BiLSTMConfig(
