@@ -165,7 +165,8 @@ def read_columns(data, text=None, label: str = "label", labels=None, kind: str |
         A column is missing, there is no or more than two text columns, a label is out of range, or one class is all.
     """
     features = data.features
-    strings = [n for n, f in features.items() if getattr(f, "dtype", "") in ("string", "large_string") and n != label]
+    words = (lambda f: getattr(f, "feature", None)) if kind == "tokens" else (lambda f: f)
+    strings = [n for n, f in features.items() if getattr(words(f), "dtype", "") in ("string", "large_string") and n != label]
     text = (text,) if isinstance(text, str) else tuple(text or strings)
     for column in (*text, label):
         if column not in features:

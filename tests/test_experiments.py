@@ -21,6 +21,12 @@ def same(a, b):
     return drop(a) == drop(b)
 
 
+@pytest.fixture(autouse=True)
+def no_stopwatch(monkeypatch):
+    """Cost has its own tests; timing a bert-base beside every tiny run would be most of the work here."""
+    monkeypatch.setattr(experiments, "measure", lambda student, teacher: {"params": student.num_parameters()})
+
+
 @pytest.fixture(scope="module")
 def store(tmp_path_factory):
     tiny.shrink()
