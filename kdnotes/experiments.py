@@ -247,6 +247,7 @@ def compute(spec: dict, store: Store, progress: bool = False) -> dict:
     start, this = time.perf_counter(), task(spec["task"])
     folder = teacher_folder(spec, store, progress)
     teacher, tokenizer = load_teacher(str(folder), this.kind), load_tokenizer(str(folder))
+    set_seed(spec["seed"])  # a masked-language-model checkpoint has no pooler: loading draws one
     encoder = AutoModel.from_pretrained(encoder_folder(spec["encoder"], store), use_safetensors=True)
     data = load(spec)
     rows = data["train"].select(range(min(spec["rows"], len(data["train"]))))

@@ -307,6 +307,7 @@ def distill(
         teacher = HEADS[columns.kind].from_pretrained(find_encoder(str(teacher)), use_safetensors=True)
     tokenizer = tokenizer or load_tokenizer(teacher.name_or_path)
     if isinstance(encoder, (str, Path)):
+        set_seed(seed)  # a masked-language-model checkpoint has no pooler: loading draws one
         encoder = AutoModel.from_pretrained(find_encoder(str(encoder)), use_safetensors=True)
     check_teacher(teacher, tokenizer, columns)
     parts = [encode(part, tokenizer, columns.text, columns.label, max_length, columns.kind) for part in (train, select)]
