@@ -272,7 +272,7 @@ def check_teacher(teacher: PreTrainedModel, tokenizer, columns: Columns) -> None
     if len(tokenizer) > teacher.config.vocab_size:
         raise ValueError(f"the tokenizer has {len(tokenizer)} pieces, the teacher only {teacher.config.vocab_size}")
 
-
+# %% ../nbs/60_methods.ipynb #cell-025b
 def distill(
     teacher, train, select, method: str = "kd", *, text=None, label: str = "label", labels=None, kind: str | None = None,
     tokenizer=None, encoder=None, metric: str = "accuracy", max_length: int = 64, seed: int = 0, epochs: float = 4,

@@ -181,7 +181,7 @@ def reproduce(
         say("\n".join(f"  {path}" for path in (folder / "figure.png", folder / "table.csv", notebook)))
     return folders
 
-
+# %% ../nbs/63_reproduce.ipynb #cell-021b
 def check_writable(folder: Path) -> None:
     """Create `folder` and a file in it, so that a full or read-only disk is found before the work."""
     try:

@@ -470,14 +470,11 @@ def plain_text(n: int, seed: int, *more: World) -> list[Text]:
     Pairs are tuples, and only pairs that agree (entailed, equivalent): what people write hangs together.
     """
     places = [(here, domain) for here in (*map(World, KINDS), *more) for domain in here.domains]
-    each = -(-n // len(places))
-    rows = [[row for row in here.sample(4 * each + 40, seed, domain) if _agrees(row)][:each] for here, domain in places]
+    each, agree = -(-n // len(places)), ("entailment", "equivalent")
+    rows = [[row for row in here.sample(4 * each + 40, seed, domain)
+             if "text" in row or row["truth"] in agree][:each] for here, domain in places]
     turns = chain.from_iterable(zip(*rows))
     return [row["text"] if "text" in row else (row["text_a"], row["text_b"]) for row in turns][:n]
-
-
-def _agrees(row: dict) -> bool:
-    return "text" in row or row["truth"] in ("entailment", "equivalent")
 
 # %% ../nbs/01_worlds.ipynb #cell-060
 def content_hash() -> str:
