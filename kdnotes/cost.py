@@ -34,20 +34,22 @@ def parameters(model: nn.Module) -> dict[str, int]:
     `params` : all of them, those packed inside int8 layers of `torch.ao` included.
     `params_no_embeddings` : without the weights of every `nn.Embedding`, and so without an output layer tied to one.
     """
+    if counts := getattr(getattr(model, "config", None), "counts", None):  # an exported model wrote down its original's
+        return dict(counts)
     everything, tables = {}, {}
     for module in model.modules():
         own = list(module.parameters(recurse=False))
-        if callable(getattr(module, "weight", None)):  # a method, not a tensor: packed int8
-            own += [tensor for tensor in (module.weight(), module.bias()) if tensor is not None]
+        methods = [getattr(module, name, None) for name in ("weight", "bias")]  # of a module whose weights are packed
+        own += [tensor for method in methods if callable(method) and (tensor := method()) is not None]
         found = {id(tensor): tensor for tensor in own}
         everything |= found
-        tables |= found if isinstance(module, nn.Embedding) else {}
+        tables |= found if isinstance(module, nn.Embedding) or getattr(module, "is_embedding", False) else {}
     count = sum(tensor.numel() for tensor in everything.values())
     return {"params": count, "params_no_embeddings": count - sum(table.numel() for table in tables.values())}
 
 # %% ../nbs/12_cost.ipynb #cell-020
 def stored_bytes(model: nn.Module) -> int:
-    """Bytes of the weights on disk: the safetensors files of `save_pretrained`, else the file of `torch.save`."""
+    """Bytes of the weights on disk: the safetensors or ONNX file of `save_pretrained`, else the file of `torch.save`."""
     state = model.state_dict()
     bars = transformers_logging.is_progress_bar_enabled()
     transformers_logging.disable_progress_bar()
@@ -55,7 +57,7 @@ def stored_bytes(model: nn.Module) -> int:
         with TemporaryDirectory() as folder:
             if isinstance(model, PreTrainedModel) and all(isinstance(value, torch.Tensor) for value in state.values()):
                 model.save_pretrained(folder)
-                return sum(file.stat().st_size for file in Path(folder).glob("*.safetensors"))
+                return sum(file.stat().st_size for kind in ("*.safetensors", "*.onnx") for file in Path(folder).glob(kind))
             file = Path(folder) / "weights.pt"
             torch.save(state, file)
             return file.stat().st_size
@@ -115,6 +117,8 @@ def flops(model: nn.Module, length: int = 128, batch: int = 1) -> int:
     ValueError : the model cannot take texts of this length.
     """
     inputs = _inputs(model, length, batch)
+    if counted := getattr(getattr(model, "config", None), "flops", 0):  # of an exported model, for one text of 128 tokens
+        return counted * length * batch // 128
     counter = FlopCounterMode(display=False, custom_mapping=_RULES)
     with _at_rest(model), sdpa_kernel(SDPBackend.MATH), counter:
         model(**inputs)

@@ -13,7 +13,7 @@ import json
 import shutil
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -184,7 +184,8 @@ def teacher_folder(spec: dict, store: Store, progress: bool = False) -> Path:
         this, data = task(spec["task"]), load(spec)
         rows = data["train"].select(range(min(spec["teacher_rows"], len(data["train"]))))
         encoder, batch = encoder_folder(spec["encoder"], store, progress), spec["teacher_batch"]
-        epochs = max(spec["teacher_epochs"], -(-spec["teacher_steps"] * batch // len(rows)))
+        steps = max(spec["teacher_steps"], 8 * len(this.labels))  # many classes need more passes too
+        epochs = max(spec["teacher_epochs"], -(-steps * batch // len(rows)))
         teacher = fine_tune(
             encoder, rows, data["select"], text=this.text, label=this.label, labels=this.labels, kind=this.kind,
             metric=this.metrics[0], max_length=spec["max_length"], epochs=epochs, lr=spec["teacher_lr"],
@@ -254,9 +255,8 @@ def compute(spec: dict, store: Store, progress: bool = False) -> dict:
     student = distill(
         teacher, rows, data["select"], spec["method"], text=this.text, label=this.label, labels=this.labels, kind=this.kind,
         tokenizer=tokenizer, encoder=encoder, metric=this.metrics[0], max_length=spec["max_length"],
-        seed=spec["seed"],
-        epochs=spec["epochs"], lr=spec["lr"], batch_size=spec["batch_size"], bf16=spec["bf16"], card=False,
-        folder=checkpoints(spec, store), progress=progress, **spec["settings"],
+        seed=spec["seed"], epochs=spec["epochs"], lr=spec["lr"], batch_size=spec["batch_size"], bf16=spec["bf16"], card=False,
+        folder=checkpoints(spec, store), cache=store, progress=progress, **spec["settings"],
     )  # fmt: skip
     n_train = spec["teacher_rows"] if spec["method"] == "teacher" else spec["rows"]
     report = encode(data["report"], tokenizer, this.text, this.label, spec["max_length"], this.kind)
@@ -295,6 +295,9 @@ class Artefact:
     tasks: task names.
     contrast: the primary contrast `(a, b)`: is a better than b, pooled over the tasks?
     published: `{(method, task, domain, setting, metric): value}` on the official data, as fractions.
+    settings: what a sweep varies, `{method: {setting: overrides}}`; methods without an entry run once.
+    real_tasks: further tasks, for profiles with real data.
+    overrides: `{profile: overrides}` of this artefact's own sizes.
     """
 
     name: str
@@ -304,14 +307,29 @@ class Artefact:
     tasks: tuple[str, ...]
     contrast: tuple[str, str]
     published: dict
+    settings: dict = field(default_factory=dict)
+    real_tasks: tuple[str, ...] = ()
+    overrides: dict = field(default_factory=dict)
 
 
 ARTEFACTS = {
     "fig02": Artefact(
         "fig02", "Figure 2: the measured landscape of BERT compression", "fig02_landscape",
-        ("majority", "bag_of_words", "teacher", "undistilled", "kd", "bilstm_soft"), ("sst2", "mrpc"), ("kd", "undistilled"),
+        ("majority", "bag_of_words", "teacher", "undistilled", "kd", "bilstm_soft", "distilbert", "pkd", "tinybert", "minilm",
+         "albert", "int8_dynamic", "qbert_8bit", "qbert_4bit", "qbert_mixed"),
+        ("sst2", "mrpc"), ("kd", "undistilled"),
         {("teacher", "sst2", "", "", "accuracy"): 0.935, ("teacher", "mrpc", "", "", "f1"): 0.889,
-         ("bilstm_soft", "sst2", "", "", "accuracy"): 0.907},
+         ("bilstm_soft", "sst2", "", "", "accuracy"): 0.907, ("distilbert", "sst2", "", "", "accuracy"): 0.914,
+         ("distilbert", "mrpc", "", "", "f1"): 0.824, ("tinybert", "sst2", "", "", "accuracy"): 0.926,
+         ("tinybert", "mrpc", "", "", "f1"): 0.864, ("pkd", "sst2", "", "", "accuracy"): 0.920,
+         ("pkd", "mrpc", "", "", "f1"): 0.850},
+        real_tasks=("clinc150",),
+    ),
+    "fig02_ladder": Artefact(
+        "fig02_ladder", "Figure 2, continued: the ladder of what a practitioner stacks", "fig02_ladder",
+        ("majority", "teacher", "ladder"), ("sst2",), ("ladder", "teacher"), {},
+        settings={"ladder": {f"rung={rung}": dict(rung=rung) for rung in (1, 2, 3)}},
+        real_tasks=("clinc150",), overrides={"laptop": dict(rows=100_000)},
     ),
 }  # fmt: skip
 
@@ -329,7 +347,7 @@ def find_artefact(name: str) -> Artefact:
     return ARTEFACTS[name]
 
 
-UNSEEDED = ("majority", "bag_of_words", "teacher")  # their result does not depend on the seed
+UNSEEDED = ("majority", "bag_of_words", "teacher", "int8_dynamic")  # their result does not depend on the seed
 
 
 def grid(artefact: str, profile: str = "world", seeds: int | None = None, **overrides) -> list[dict]:
@@ -345,14 +363,17 @@ def grid(artefact: str, profile: str = "world", seeds: int | None = None, **over
     ValueError
         A name, a count or an override is not valid.
     """
-    wanted, count = find_artefact(artefact), find_profile(profile).seeds if seeds is None else seeds
+    wanted, size = find_artefact(artefact), find_profile(profile)
+    count = size.seeds if seeds is None else seeds
     if not isinstance(count, int) or isinstance(count, bool) or count < 1:
         raise ValueError(f"seeds={count!r} should be a whole number from 1")
+    overrides = wanted.overrides.get(profile, {}) | overrides
     return [
-        make_spec(method, name, seed, profile, **overrides)
-        for name in wanted.tasks
+        make_spec(method, name, seed, profile, setting=setting, **overrides | varied)
+        for name in wanted.tasks + (wanted.real_tasks if size.source != "world" else ())
         for seed in range(count)
         for method in wanted.methods
+        for setting, varied in wanted.settings.get(method, {"": {}}).items()
         if seed == 0 or method not in UNSEEDED
     ]
 

@@ -17,6 +17,7 @@ from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 from transformers import PreTrainedModel
 
+from .store import Store
 from .training import Collate, model_inputs, predict, train
 
 # %% ../nbs/10_knowledge.ipynb #cell-009
@@ -87,6 +88,7 @@ class Problem:
     metric: the headline metric, scored on `select`.
     training: arguments of `kdnotes.training.train` that all methods share (epochs, lr, seed ...).
     folder: where long training keeps its checkpoints, or None.
+    cache: where what several runs share is kept (augmented rows), or None.
     """
 
     teacher: PreTrainedModel
@@ -99,6 +101,7 @@ class Problem:
     metric: str = "accuracy"
     training: dict = field(default_factory=dict)
     folder: Path | None = None
+    cache: Store | None = None
 
     @cached_property
     def taught(self):
@@ -109,11 +112,15 @@ class Problem:
     def seed(self) -> int:
         return self.training.get("seed", 0)
 
-    def fit(self, model: PreTrainedModel, data=None, objective=None, **changes) -> PreTrainedModel:
-        """Train `model` on `data` (default `train`) by the shared settings, with any `changes`, and return it."""
+    def fit(self, model, data=None, objective=None, last: bool = True, **changes):
+        """Train `model` on `data` (default `train`) by the shared settings, with any `changes`, and return it.
+
+        A stage that is not the `last` chooses nothing on `select` and starts anew after a kill.
+        """
+        select, folder = (self.select, self.folder) if last else (None, None)
         train(
-            model, self.train if data is None else data, self.select, self.tokenizer, objective=objective,
-            metric=self.metric, label_names=self.labels, folder=self.folder, **self.training | changes,
+            model, self.train if data is None else data, select, self.tokenizer, objective=objective,
+            metric=self.metric, label_names=self.labels, folder=folder, **self.training | changes,
         )  # fmt: skip
         return model
 

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['METHODS', 'Method', 'register', 'find_method', 'check_settings', 'fit_teacher', 'fit_undistilled', 'fit_kd',
-           'Columns', 'read_columns', 'fine_tune', 'Card', 'make_card', 'check_teacher', 'distill']
+           'fit_ladder', 'Columns', 'read_columns', 'fine_tune', 'Card', 'make_card', 'check_teacher', 'distill']
 
 # %% ../nbs/60_methods.ipynb #cell-003
 import inspect
@@ -19,10 +19,18 @@ from transformers import AutoModel, PreTrainedModel, set_seed
 from .cost import measure
 from .encoders import HEADS, find_encoder, load_encoder, load_tokenizer, make_student
 from .knowledge import Problem
+from .landscape.albert import fit_albert
 from .landscape.baselines import fit_bag_of_words, fit_majority
 from .landscape.bilstm import fit_bilstm_soft
+from .landscape.distilbert import fit_distilbert
+from .landscape.ladder import climb, fit_int8_dynamic
+from .landscape.minilm import fit_minilm
+from .landscape.pkd import fit_pkd
+from .landscape.qbert import fit_qbert_4bit, fit_qbert_8bit, fit_qbert_mixed
+from .landscape.tinybert import fit_tinybert
 from .losses import kd_loss
 from .metrics import bootstrap
+from .store import Store
 from .training import encode, gold_labels, model_inputs, predict, predicted_labels
 from .training import train as train_model
 
@@ -137,6 +145,39 @@ def fit_kd(
         return kd_loss(logits, batch["teacher_logits"], batch["labels"], alpha, temperature)
 
     return problem.fit(_student(problem, layers, width, heads, inner, init), problem.taught, objective)
+
+# %% ../nbs/60_methods.ipynb #cbfea4f09
+register("distilbert", "alternate teacher layers; soft labels, hard labels, aligned states", "arXiv 1910.01108")(fit_distilbert)
+register("pkd", "the first layers, whose [CLS] states follow the teacher's", "arXiv 1908.09355")(fit_pkd)
+register("tinybert", "a narrow student that follows layer by layer, on augmented data", "arXiv 1909.10351")(fit_tinybert)
+register("minilm", "a student that copies the last layer's attention and value relations", "arXiv 2002.10957")(fit_minilm)
+register("albert", "one layer used at every depth, factorised embeddings", "arXiv 1909.11942")(fit_albert)
+register("int8_dynamic", "the teacher in 8 bits by ONNX Runtime, without training")(fit_int8_dynamic)
+register("qbert_8bit", "the teacher in 8 bits, fine-tuned while rounded", "arXiv 1909.05840")(fit_qbert_8bit)
+register("qbert_4bit", "the teacher in 4 bits, fine-tuned while rounded", "arXiv 1909.05840")(fit_qbert_4bit)
+register("qbert_mixed", "the teacher in 2 and 3 bits by curvature, fine-tuned while rounded", "arXiv 1909.05840")(fit_qbert_mixed)
+
+# %% ../nbs/60_methods.ipynb #cbccdaa44
+@register("ladder", "distil, then ONNX Runtime, then 8 bits: one rung on the other")
+def fit_ladder(
+    problem: Problem, rung: int = 3, base: str = "tinybert", layers: int = 4, width: int | None = None, heads: int | None = None,
+) -> PreTrainedModel:  # fmt: skip
+    """A student of another method, distilled (rung 1), run by ONNX Runtime (2), in 8 bits (3).
+
+    Parameters
+    ----------
+    rung: 1, 2 or 3.
+    base: the method that makes the student.
+    layers, width, heads: of the student, where `base` has such settings.
+
+    Raises
+    ------
+    ValueError
+        There is no such rung or method.
+    """
+    chosen, shape = find_method(base), dict(layers=layers, width=width, heads=heads)
+    settings = {name: value for name, value in shape.items() if name in chosen.settings}
+    return climb(problem, rung, lambda problem: chosen.fit(problem, **settings), f"{base} {settings}")
 
 # %% ../nbs/60_methods.ipynb #cell-016
 @dataclass(frozen=True)
@@ -277,7 +318,8 @@ def distill(
     teacher, train, select, method: str = "kd", *, text=None, label: str = "label", labels=None, kind: str | None = None,
     tokenizer=None, encoder=None, metric: str = "accuracy", max_length: int = 64, seed: int = 0, epochs: float = 4,
     lr: float = 5e-5, batch_size: int = 32, evaluations: int = 1, patience: int | None = None, bf16: bool = False,
-    report=None, card: bool = True, folder: Path | None = None, progress: bool = False, **settings,
+    report=None, card: bool = True, folder: Path | None = None, cache: Store | None = None, progress: bool = False,
+    **settings,
 ) -> PreTrainedModel:  # fmt: skip
     """Make a small model from a teacher by any method of the registry.
 
@@ -290,6 +332,7 @@ def distill(
     tokenizer: the teacher's own if None.
     encoder: the pre-trained model (or its name) that students take their first weights from; the teacher if None.
     metric, max_length, seed, epochs, lr, batch_size, evaluations, patience, bf16, folder, progress: see `kdnotes.training.train`.
+    cache: where what several students share is kept, such as augmented rows.
     report: rows for the card that no choice is made on; `select` if None.
     card: measure the student and hang a `Card` on it as `.card`.
     settings: the method's own, see `METHODS[method].settings`.
@@ -314,7 +357,9 @@ def distill(
     training = dict(epochs=epochs, lr=lr, batch_size=batch_size, evaluations=evaluations, patience=patience,
                     seed=seed, bf16=bf16, progress=progress)  # fmt: skip
     teacher.eval().requires_grad_(False).to("cuda" if torch.cuda.is_available() else "cpu")
-    problem = Problem(teacher, encoder or teacher, tokenizer, *parts, columns.labels, columns.kind, metric, training, folder)
+    problem = Problem(
+        teacher, encoder or teacher, tokenizer, *parts, columns.labels, columns.kind, metric, training, folder, cache
+    )
     split, data = "select", parts[1]
     if report is not None:
         split, data = "report", encode(report, tokenizer, columns.text, columns.label, max_length, columns.kind)

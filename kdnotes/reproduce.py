@@ -16,7 +16,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from .experiments import ARTEFACTS, compute_all, find_artefact, find_profile, grid
-from .figures import compare, draw_landscape, pooled_contrast, read_table, same_table, save_artefact, table
+from .figures import compare, draw_ladder, draw_landscape, pooled_contrast, read_table, same_table, save_artefact, table
 from .store import Store, provenance, read_lines
 
 # %% ../nbs/63_reproduce.ipynb #cell-006
@@ -61,15 +61,16 @@ def _literal(text: str):
     return ast.literal_eval(text)
 
 # %% ../nbs/63_reproduce.ipynb #cell-012
-DRAW = {"fig02": draw_landscape}
+DRAW = {"fig02": draw_landscape, "fig02_ladder": draw_ladder}
 
 
 def tabulate(artefact: str, profile: str, records: list[dict]):
     """The table of an artefact, and the one-line verdict on its primary contrast."""
-    wanted = find_artefact(artefact)
-    published = wanted.published if find_profile(profile).source != "world" else None
-    frame = table(records, artefact, profile, wanted.tasks, wanted.methods, wanted.contrast[1], published)
-    return frame, pooled_contrast(records, *wanted.contrast, wanted.tasks)
+    wanted, real = find_artefact(artefact), find_profile(profile).source != "world"
+    tasks, (a, b) = wanted.tasks + (wanted.real_tasks if real else ()), wanted.contrast
+    frame = table(records, artefact, profile, tasks, wanted.methods, b, wanted.published if real else None)
+    last = list(wanted.settings.get(a, [""]))[-1]  # a sweep claims something of its last setting
+    return frame, pooled_contrast(records, a, b, tasks, last)
 
 
 def render(artefact: str, profile: str, records: list[dict], folder: Path, made: dict) -> Path:

@@ -190,8 +190,12 @@ def verdict(difference: Interval) -> str:
     return "does not hold" if difference.high < 0 else "cannot tell"
 
 
-def pooled_contrast(records: Iterable[dict], a: str, b: str, tasks: Iterable[str | Task]) -> str:
+def pooled_contrast(records: Iterable[dict], a: str, b: str, tasks: Iterable[str | Task], setting: str = "") -> str:
     """Say in one line whether `a` scores above `b`, pooled over tasks and domains on the headline metrics.
+
+    Parameters
+    ----------
+    setting : of `a`, where it was run in several; `b` has none.
 
     Raises
     ------
@@ -200,9 +204,10 @@ def pooled_contrast(records: Iterable[dict], a: str, b: str, tasks: Iterable[str
     groups, tasks = group(records), [task(one) for one in tasks]
     comparisons = []
     for one in tasks:
-        places = [key for key in groups if key.task == one.name and key.method in (a, b) and not key.setting]
+        wanted = {(a, setting), (b, "")}
+        places = [key for key in groups if key.task == one.name and (key.method, key.setting) in wanted]
         for domain in dict.fromkeys(key.domain for key in places):
-            both = [groups.get(Key(method, one.name, domain, "")) for method in (a, b)]
+            both = [groups.get(Key(a, one.name, domain, setting)), groups.get(Key(b, one.name, domain, ""))]
             if None in both:
                 raise ValueError(f"{a} against {b}: {_name((one.name, domain))} has runs of only one of them")
             comparisons.append(Comparison(one.metrics[0], both[0].labels, *(x.predictions for x in both), one.labels))
@@ -211,7 +216,7 @@ def pooled_contrast(records: Iterable[dict], a: str, b: str, tasks: Iterable[str
     found = pooled_difference(comparisons)
     noun = "domain" if any(key.domain for key in groups) else "task"
     where = f"{len(comparisons)} {noun}{'s' * (len(comparisons) > 1)}"
-    return f"{a} above {b} by {found}, pooled over {where}: {verdict(found)}"
+    return f"{_name((a, setting))} above {b} by {found}, pooled over {where}: {verdict(found)}"
 
 # %% ../nbs/14_tables.ipynb #cell-034
 def table_text(frame: pd.DataFrame) -> str:

@@ -26,7 +26,7 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 # A module imports from its own floor or one below, never from one above.
 FLOORS = (
     ("tasks", "splits", "worlds", "store", "metrics"),
-    ("encoders", "losses", "augmentation", "training", "knowledge", "cost", "tables"),
+    ("encoders", "losses", "attention", "augmentation", "training", "knowledge", "cost", "demo", "export", "tables"),
     ("adabert", "l2a", "metakd", "landscape"),
     ("methods",),
     ("experiments", "figures", "reproduce", "cli"),
