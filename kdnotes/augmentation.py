@@ -63,7 +63,8 @@ def masked_candidates(
     allowed: what may stand there, see `replacements`.
     count: candidates per place.
     """
-    names, found = tokenizer.model_input_names, [None] * len(places)
+    names, found, was_training = tokenizer.model_input_names, [None] * len(places), model.training
+    model.eval()
     blocked = torch.zeros(model.config.vocab_size, device=model.device)
     blocked[: len(allowed)].masked_fill_(~allowed.to(model.device), -torch.inf)
     blocked[len(allowed) :] = -torch.inf
@@ -81,6 +82,7 @@ def masked_candidates(
         scores[each, true] = -torch.inf
         for k, row in zip(chosen, scores.topk(min(count, int(allowed.sum()) - 1)).indices.tolist()):
             found[k] = row
+    model.train(was_training)
     return found
 
 # %% ../nbs/07_augmentation.ipynb #cell-016

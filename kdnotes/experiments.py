@@ -95,9 +95,18 @@ def _world() -> str:
     return worlds.content_hash()
 
 
-def encoder_spec() -> dict:
-    """The recipe of the world's own encoder, and the world it is made for."""
-    return dict(kind="encoder", world=_world(), **WORLD_ENCODER)
+def encoder_spec(changes: dict | None = None) -> dict:
+    """The recipe of the world's own encoder, with any changes, and the world it is made for.
+
+    Raises
+    ------
+    ValueError
+        The recipe has no such entry, or the value is of the wrong type.
+    """
+    for name in (changes or {}).keys() - WORLD_ENCODER.keys():
+        raise ValueError(f"the world's encoder has no {name!r}, expected one of {', '.join(WORLD_ENCODER)}")
+    changed = {name: _typed(name, value, WORLD_ENCODER[name]) for name, value in (changes or {}).items()}
+    return dict(kind="encoder", world=_world(), **WORLD_ENCODER | changed)
 
 # %% ../nbs/61_experiments.ipynb #cell-012
 def _typed(name: str, value, like):
@@ -110,7 +119,8 @@ def _typed(name: str, value, like):
 
 
 def make_spec(
-    method: str, task_name: str, seed: int = 0, profile: str = "world", domain: str = "", setting: str = "", **overrides
+    method: str, task_name: str, seed: int = 0, profile: str = "world", domain: str = "", setting: str = "",
+    world_encoder: dict | None = None, **overrides,
 ) -> dict:  # fmt: skip
     """Everything that the result of a run depends on.
 
@@ -119,6 +129,7 @@ def make_spec(
     method, task_name, profile: names in their registries.
     domain: restrict the task to one of its domains.
     setting: what a sweep varies, for the table (`beta=4`).
+    world_encoder: entries of `WORLD_ENCODER` to change.
     overrides: entries of the profile, or settings of the method.
 
     Raises
@@ -139,7 +150,7 @@ def make_spec(
     own = {k: _typed(k, v, chosen.settings[k]) for k, v in overrides.items() if k in chosen.settings and k not in names}
     numbers = {k: v for k, v in asdict(size).items() if k not in ("seeds", "layers", "width", "heads", "long_length")}
     numbers["max_length"] = size.long_length if task_name in LONG_TASKS else size.max_length
-    made = dict(world_encoder=encoder_spec()) if size.encoder == "world" else {}
+    made = dict(world_encoder=encoder_spec(world_encoder)) if size.encoder == "world" else {}
     return made | dict(
         method=method, task=this.name, domain=domain, setting=setting, seed=seed, profile=profile, **numbers,
         data=data_sha256(this, size.source), device="cuda" if torch.cuda.is_available() else "cpu",
@@ -147,9 +158,14 @@ def make_spec(
     )  # fmt: skip
 
 # %% ../nbs/61_experiments.ipynb #cell-016
-def world_encoder(store: Store, progress: bool = False) -> Path:
-    """The folder of the world's own BERT, pre-trained on plain text of the world on first use (about a minute)."""
-    spec = encoder_spec()
+def world_encoder(store: Store, progress: bool = False, spec: dict | None = None) -> Path:
+    """The folder of the world's own BERT, pre-trained on plain text of the world on first use (about a minute).
+
+    Parameters
+    ----------
+    spec: another recipe, see `encoder_spec`.
+    """
+    spec = spec or encoder_spec()
 
     def build(folder: Path):
         clinc = worlds.world("intents150", labels=task("clinc150").labels)
@@ -164,9 +180,10 @@ def world_encoder(store: Store, progress: bool = False) -> Path:
     return store.folder(spec, build)
 
 
-def encoder_folder(name: str, store: Store, progress: bool = False) -> str:
-    """What `from_pretrained` should be given for the encoder of a profile."""
-    return str(world_encoder(store, progress)) if name == "world" else find_encoder(name)
+def encoder_folder(spec: dict, store: Store, progress: bool = False) -> str:
+    """What `from_pretrained` should be given for the encoder of a run."""
+    own = spec["encoder"] == "world"
+    return str(world_encoder(store, progress, spec["world_encoder"])) if own else find_encoder(spec["encoder"])
 
 # %% ../nbs/61_experiments.ipynb #cell-018
 def teacher_spec(spec: dict) -> dict:
@@ -183,7 +200,7 @@ def teacher_folder(spec: dict, store: Store, progress: bool = False) -> Path:
     def build(folder: Path):
         this, data = task(spec["task"]), load(spec)
         rows = data["train"].select(range(min(spec["teacher_rows"], len(data["train"]))))
-        encoder, batch = encoder_folder(spec["encoder"], store, progress), spec["teacher_batch"]
+        encoder, batch = encoder_folder(spec, store, progress), spec["teacher_batch"]
         steps = max(spec["teacher_steps"], 8 * len(this.labels))  # many classes need more passes too
         epochs = max(spec["teacher_epochs"], -(-steps * batch // len(rows)))
         teacher = fine_tune(
@@ -249,7 +266,7 @@ def compute(spec: dict, store: Store, progress: bool = False) -> dict:
     folder = teacher_folder(spec, store, progress)
     teacher, tokenizer = load_teacher(str(folder), this.kind), load_tokenizer(str(folder))
     set_seed(spec["seed"])  # a masked-language-model checkpoint has no pooler: loading draws one
-    encoder = AutoModel.from_pretrained(encoder_folder(spec["encoder"], store), use_safetensors=True)
+    encoder = AutoModel.from_pretrained(encoder_folder(spec, store), use_safetensors=True)
     data = load(spec)
     rows = data["train"].select(range(min(spec["rows"], len(data["train"]))))
     student = distill(
@@ -329,7 +346,7 @@ ARTEFACTS = {
         "fig02_ladder", "Figure 2, continued: the ladder of what a practitioner stacks", "fig02_ladder",
         ("majority", "teacher", "ladder"), ("sst2",), ("ladder", "teacher"), {},
         settings={"ladder": {f"rung={rung}": dict(rung=rung) for rung in (1, 2, 3)}},
-        real_tasks=("clinc150",), overrides={"laptop": dict(rows=100_000)},
+        real_tasks=("clinc150",), overrides={"laptop": dict(rows=16_000, width=288)},
     ),
 }  # fmt: skip
 

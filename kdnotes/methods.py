@@ -160,7 +160,8 @@ register("qbert_mixed", "the teacher in 2 and 3 bits by curvature, fine-tuned wh
 # %% ../nbs/60_methods.ipynb #cbccdaa44
 @register("ladder", "distil, then ONNX Runtime, then 8 bits: one rung on the other")
 def fit_ladder(
-    problem: Problem, rung: int = 3, base: str = "tinybert", layers: int = 4, width: int | None = None, heads: int | None = None,
+    problem: Problem, rung: int = 3, base: str = "tinybert", copies: int = 0, layers: int = 4, width: int | None = None,
+    heads: int | None = None,
 ) -> PreTrainedModel:  # fmt: skip
     """A student of another method, distilled (rung 1), run by ONNX Runtime (2), in 8 bits (3).
 
@@ -168,14 +169,14 @@ def fit_ladder(
     ----------
     rung: 1, 2 or 3.
     base: the method that makes the student.
-    layers, width, heads: of the student, where `base` has such settings.
+    copies, layers, width, heads: of the student, where `base` has such settings.
 
     Raises
     ------
     ValueError
         There is no such rung or method.
     """
-    chosen, shape = find_method(base), dict(layers=layers, width=width, heads=heads)
+    chosen, shape = find_method(base), dict(copies=copies, layers=layers, width=width, heads=heads)
     settings = {name: value for name, value in shape.items() if name in chosen.settings}
     return climb(problem, rung, lambda problem: chosen.fit(problem, **settings), f"{base} {settings}")
 

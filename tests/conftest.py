@@ -1,7 +1,6 @@
 """What every test may rely on (no network, no window, real data or a skip), and progress with the time left."""
 
 import os
-import sys
 import time
 from collections import Counter, defaultdict
 from pathlib import Path
@@ -104,13 +103,3 @@ def file_to_open(nodeid):
 
 def minutes(seconds):
     return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"
-
-
-@pytest.fixture(autouse=True, scope="module")
-def full_size_world_encoder():
-    """Give every test file the world's encoder at its own size, whatever another file made of it."""
-    experiments = sys.modules.get("kdnotes.experiments")
-    recipe = dict(experiments.WORLD_ENCODER) if experiments else {}
-    yield
-    if recipe:
-        experiments.WORLD_ENCODER.update(recipe)

@@ -29,13 +29,15 @@ def no_stopwatch(monkeypatch):
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory):
-    tiny.shrink()
     return tmp_path_factory.mktemp("store")
+
+
+SETTINGS = {"bilstm_soft": {"hidden_size": 8, "inner": 8, "lstm_epochs": 1}, "ladder": {"base": "kd"}}
 
 
 @pytest.mark.parametrize("method", sorted(METHODS))
 def test_same_spec_same_result_in_another_store(method, store, tmp_path):
-    settings = {"hidden_size": 8, "inner": 8, "lstm_epochs": 1} if method == "bilstm_soft" else {}
+    settings = SETTINGS.get(method, {})
     first, second = (tiny.run(folder, method, **settings) for folder in (store, tmp_path))
     assert same(first, second) and first["key"] == second["key"]
     assert (unpack(first["predictions"]) == unpack(first["labels"])).mean() == first["metrics"]["accuracy"]
@@ -128,8 +130,7 @@ def test_report_is_not_read_before_the_student_is_finished(method, store, monkey
 
     monkeypatch.setattr(experiments, "_load", sealed_load)
     monkeypatch.setattr(experiments, "distill", distill)
-    settings = {"hidden_size": 8, "inner": 8} if method == "bilstm_soft" else {}
-    tiny.run(store, method, seed=0, rows=100, **settings)
+    tiny.run(store, method, seed=0, rows=100, **SETTINGS.get(method, {}))
     assert finished
 
 

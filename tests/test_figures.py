@@ -5,32 +5,17 @@ import sys
 
 import numpy as np
 import pytest
+from records import cost, run
 
 from kdnotes import figures
 from kdnotes.figures import draw_landscape, label, readme, save_artefact
-from kdnotes.store import address, pack, read_lines
+from kdnotes.store import read_lines
 from kdnotes.tables import FAMILIES, table, table_text
 from kdnotes.tasks import Task
 
 TASKS = [Task(name, "single", ("text",), "label", ("no", "yes"), metrics) for name, metrics in (
     ("alpha", ("accuracy",)), ("beta", ("f1", "accuracy")), ("gamma", ("mcc", "macro_f1")), ("delta", ("accuracy",)))]
 SKILLS = {"majority": 0.5, "teacher": 0.92, "undistilled": 0.80, "kd": 0.86, "bilstm_soft": 0.78}
-
-
-def run(method, where, skill, seed=0, cost=None, n=120):
-    """A run record of a model that is right on a share `skill` of the examples."""
-    rng = np.random.default_rng(len(where))
-    labels, difficulty = rng.integers(2, size=n), rng.random(n)
-    noise = np.random.default_rng([seed, len(method)]).normal(0, 0.05, n)
-    predictions = np.ones(n, int) if method == "majority" else np.where(difficulty + noise < skill, labels, 1 - labels)
-    spec = {"method": method, "task": where, "domain": "", "setting": "", "seed": seed, "profile": "world"}
-    return {"key": address(spec), "spec": spec, "cost": cost or {}, "n_train": 50, "n_report": n,
-            "predictions": pack(predictions), "labels": pack(labels), "note": ""}
-
-
-def cost(ms, params=1_000_000):
-    return {"params": params, "size_bytes": 4 * params, "flops": 123_456_789_012, "latency_ms": ms,
-            "speedup": 20 / ms, "speedup_bert": 90 / ms}
 
 
 def runs(tasks=TASKS[:2], seeds=2):

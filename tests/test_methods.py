@@ -1,3 +1,4 @@
+import json
 import re
 import subprocess
 import sys
@@ -43,11 +44,15 @@ def teachers():
     return made | {"pair": made["single"]}
 
 
+SMALL = {
+    "bilstm_soft": {"hidden_size": 8, "inner": 8, "lstm_epochs": 1}, "pkd": {"layers": 2}, "albert": {"embedding": 8},
+    "tinybert": {"layers": 1, "first_epochs": 1}, "ladder": {"layers": 1, "base": "kd"},
+}  # fmt: skip
+
+
 def small(method):
     """Settings that make a method's student tiny."""
-    if method == "bilstm_soft":
-        return {"hidden_size": 8, "inner": 8, "lstm_epochs": 1}
-    return {"layers": 1} if "layers" in METHODS[method].settings else {}
+    return SMALL.get(method, {"layers": 1} if "layers" in METHODS[method].settings else {})
 
 
 @pytest.mark.parametrize("kind", ["single", "pair", "tokens"])
@@ -67,18 +72,28 @@ def test_every_method_runs_on_every_kind_and_repeats_itself(method, kind, teache
     assert logits.shape == ((1, 6, 2) if kind == "tokens" else (1, 2)) and not models[0].training
 
 
-@pytest.mark.parametrize("method", sorted(METHODS))
-def test_a_student_is_the_same_after_saving_in_a_new_process(method, teachers, tmp_path):
-    student = distill(teachers["single"], data(60), data(40, 1), method, **QUICK | small(method) | {"epochs": 1})
-    student.save_pretrained(tmp_path)
-    assert [p.name for p in tmp_path.glob("*.safetensors")] == ["model.safetensors"] and not list(tmp_path.glob("*.bin"))
-    ids = torch.tensor([[2, 5, 6, 3]])
-    code = (
-        "import sys, torch, kdnotes.methods; from transformers import AutoModelForSequenceClassification as A;"
-        f"print(A.from_pretrained({str(tmp_path)!r}).eval()(input_ids=torch.tensor({ids.tolist()})).logits.tolist())"
-    )
-    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    assert torch.allclose(torch.tensor(eval(said)), student(input_ids=ids).logits, atol=1e-6)
+LOAD = """
+import json, sys, torch, kdnotes.methods
+from transformers import AutoModelForSequenceClassification as Auto
+ids = torch.tensor(json.loads(sys.argv[2]))
+with torch.inference_mode():
+    print(json.dumps({m: Auto.from_pretrained(f"{sys.argv[1]}/{m}").eval()(input_ids=ids).logits.tolist() for m in sys.argv[3:]}))
+"""
+
+
+def test_students_of_all_methods_are_the_same_after_saving_in_a_new_process(teachers, tmp_path):
+    students, ids = {}, [[2, 5, 6, 3]]
+    for method in METHODS:
+        settings = QUICK | small(method) | {"epochs": 1}
+        students[method] = distill(teachers["single"], data(60), data(40, 1), method, **settings)
+        students[method].save_pretrained(tmp_path / method)
+        files = {path.name for path in (tmp_path / method).iterdir()}
+        assert files in ({"config.json", "model.safetensors"}, {"config.json", "model.onnx"})
+    command = [sys.executable, "-c", LOAD, str(tmp_path), json.dumps(ids), *METHODS]
+    said = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()[-1])
+    for method, student in students.items():
+        logits = student(input_ids=torch.tensor(ids)).logits.detach()
+        assert torch.allclose(torch.tensor(said[method]), logits, atol=1e-6), method
 
 
 def test_the_card_is_computed_on_report_when_there_is_one(teachers):

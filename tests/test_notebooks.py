@@ -5,8 +5,6 @@ from pathlib import Path
 
 import pytest
 
-from kdnotes import experiments
-
 ROOT = Path(__file__).resolve().parents[1]
 NBS = ROOT / "nbs"
 
@@ -27,8 +25,6 @@ def test_notebook_runs(notebook, monkeypatch):
     from nbdev.config import get_config
     from nbdev.test import test_nb as run_notebook
 
-    # some pages make the world's encoder smaller for a demonstration; the next page must not see that
-    monkeypatch.setattr(experiments, "WORLD_ENCODER", dict(experiments.WORLD_ENCODER))
     monkeypatch.setenv("IN_TEST", "1")
     monkeypatch.chdir(ROOT)
     monkeypatch.syspath_prepend(str(ROOT))

@@ -34,8 +34,8 @@ def test_figure_notebooks_take_known_parameters_of_the_right_type_only(notebook)
 def test_a_batch_killed_three_times_and_resumed_prints_the_same_table(tmp_path):
     """Kill -9 in the middle of the batch, resume each time; the table is that of a batch nobody killed."""
     code = (
-        "import sys; sys.path.insert(0, 'tests'); import tiny; tiny.shrink(); from kdnotes.reproduce import reproduce;"
-        f"reproduce(['fig02'], out=sys.argv[1], resume=True, seeds=1, **{SMALL!r})"
+        "import sys; sys.path.insert(0, 'tests'); from kdnotes.reproduce import reproduce;"
+        f"reproduce(['fig02_ladder'], out=sys.argv[1], resume=True, seeds=1, **{SMALL!r})"
     )
 
     def start(name):
@@ -44,30 +44,29 @@ def test_a_batch_killed_three_times_and_resumed_prints_the_same_table(tmp_path):
 
     # without the committed runs: these are of other sizes, so they are other specs
     assert start("peace").wait() == 0
-    for finished in (1, 4, 9):
+    for finished in (1, 2, 4):
         process = start("killed")
         while process.poll() is None and len(list((tmp_path / "killed").glob("store/runs/*/*.json"))) < finished:
             time.sleep(0.01)
         process.send_signal(signal.SIGKILL)
         assert process.wait() == -signal.SIGKILL
     assert start("killed").wait() == 0
-    peace, killed = (read_table(tmp_path / name / "figures/fig02/world/table.csv") for name in ("peace", "killed"))
+    peace, killed = (read_table(tmp_path / name / "figures/fig02_ladder/world/table.csv") for name in ("peace", "killed"))
     assert same_table(peace, killed)
 
 
 @pytest.fixture(scope="module")
 def batch(tmp_path_factory):
-    tiny.shrink()
     out, lines = tmp_path_factory.mktemp("build"), []
-    (folder,) = reproduce(["fig02"], out=out, say=lines.append, seeds=1, **SMALL)
+    (folder,) = reproduce(["fig02_ladder"], out=out, say=lines.append, seeds=1, **SMALL)
     return out, folder, lines
 
 
 def test_a_batch_leaves_every_file_of_the_artefact_and_names_them(batch):
     out, folder, lines = batch
     assert {p.name for p in folder.iterdir()} == {"figure.png", "figure.svg", "table.csv", "provenance.json", "runs.jsonl"}
-    assert (out / "notebooks" / "fig02_world.ipynb").exists()
-    assert lines[0].startswith("12 runs: 0 found") and str(folder / "table.csv") in lines[-1]
+    assert (out / "notebooks" / "fig02_ladder_world.ipynb").exists()
+    assert lines[0].startswith("5 runs: 0 found") and str(folder / "table.csv") in lines[-1]
     made = json.loads((folder / "provenance.json").read_text())
     assert made.keys() >= {"artefact", "profile", "commit", "dirty", "seeds", "data", "teacher", "device", "libraries", "seconds"}
     assert str(ROOT) not in json.dumps(made)
@@ -76,17 +75,17 @@ def test_a_batch_leaves_every_file_of_the_artefact_and_names_them(batch):
 def test_redrawing_changes_no_byte(batch):
     _, folder, _ = batch
     before = {p.name: p.read_bytes() for p in folder.iterdir()}
-    redraw("fig02", "world", folder.parent.parent)
+    redraw("fig02_ladder", "world", folder.parent.parent)
     assert before == {p.name: p.read_bytes() for p in folder.iterdir()}
 
 
 def test_every_value_can_be_computed_again_from_runs_alone(batch, tmp_path):
     _, folder, _ = batch
-    copy = tmp_path / "fig02" / "world"
+    copy = tmp_path / "fig02_ladder" / "world"
     copy.mkdir(parents=True)
     for name in ("runs.jsonl", "provenance.json"):
         shutil.copy(folder / name, copy)
-    redraw("fig02", "world", tmp_path)
+    redraw("fig02_ladder", "world", tmp_path)
     assert (copy / "table.csv").read_bytes() == (folder / "table.csv").read_bytes()
 
 
@@ -129,7 +128,7 @@ def test_help_explains(command):
 
 
 def test_the_other_commands_answer(tmp_path):
-    asked = {"tasks": "snips_slots", "doctor": "torch", f"status --store {tmp_path}": "0 of 12 runs"}
+    asked = {"tasks": "snips_slots", "doctor": "torch", f"status --store {tmp_path}": "0 of 24 runs"}
     for given, expected in asked.items():
         result = CliRunner().invoke(app, given.split())
         assert result.exit_code == 0 and expected in result.output

@@ -6,9 +6,10 @@ import sys
 import numpy as np
 import pandas as pd
 import pytest
+from records import cost, run
 
 from kdnotes.metrics import Interval, bootstrap, flatten, paired_difference, score
-from kdnotes.store import address, pack, unpack
+from kdnotes.store import pack, unpack
 from kdnotes.tables import (
     ABOUT, COLUMNS, TIMED, compare, finding, pooled_contrast, read_table, same_table, table, table_markdown,
     table_text, verdict,
@@ -20,24 +21,6 @@ TASKS = [Task(name, "single", ("text",), "label", ("no", "yes"), metrics) for na
 SPREAD = Task("spread", "single", ("text",), "label", ("no", "yes"), domain="where", domains=("west", "east"))
 TAGGED = Task("tagged", "tokens", ("words",), "tags", ("O", "B-x", "I-x"), ("entity_f1",))
 SKILLS = {"majority": 0.5, "teacher": 0.92, "undistilled": 0.80, "kd": 0.86, "bilstm_soft": 0.78}
-
-
-def run(method, where, skill, seed=0, domain="", setting="", cost=None, profile="world", n=120, note=""):
-    """A run record of a model that is right on a share `skill` of the examples."""
-    rng = np.random.default_rng([len(where), len(domain)])
-    labels, difficulty = rng.integers(2, size=n), rng.random(n)
-    noise = np.random.default_rng([seed, len(method)]).normal(0, 0.05, n)
-    predictions = np.where(difficulty + noise < skill, labels, 1 - labels)
-    if method == "majority":
-        predictions = np.ones(n, int)
-    spec = {"method": method, "task": where, "domain": domain, "setting": setting, "seed": seed, "profile": profile}
-    return {"key": address(spec), "spec": spec, "metrics": {}, "cost": cost or {}, "n_train": 50, "n_report": n,
-            "predictions": pack(predictions), "labels": pack(labels), "note": note, "seconds": 1.0, "device": "cpu"}
-
-
-def cost(ms, params=1_000_000):
-    return {"params": params, "size_bytes": 4 * params, "flops": 123_456_789_012, "latency_ms": ms,
-            "speedup": 20 / ms, "speedup_bert": 90 / ms}
 
 
 def runs(tasks=TASKS, seeds=2):

@@ -450,3 +450,12 @@ def test_real_budget_of_a_scarce_task():
     assert sum(data["train"]["label"]) == 24
     every = load_task("scitail", "local", budget=548)
     assert len(every["train"]) + len(every["select"]) == 548
+
+
+def test_no_two_tasks_of_the_world_have_the_same_rows():
+    seen = {}
+    for name in ("sst2", "mrpc", "qqp", "mnli", "qnli", "rte", "scitail"):
+        report = load_task(name)["report"]
+        rows = repr(report[:20][task(name).text[0]])
+        assert rows not in seen, f"{name} has the rows of {seen[rows]}"
+        seen[rows] = name

@@ -3,15 +3,11 @@
 from kdnotes import experiments
 from kdnotes.store import Store
 
-RUN = dict(rows=120, teacher_rows=200, epochs=2, teacher_epochs=1, layers=1, width=32, heads=2, max_length=24)
-
-
-def shrink():
-    """Make the world's encoder small enough for tests."""
-    experiments.WORLD_ENCODER.update(layers=2, width=32, heads=2, sentences=400, epochs=1)
+ENCODER = dict(layers=2, width=32, heads=2, sentences=400, epochs=1)
+RUN = dict(rows=120, teacher_rows=200, epochs=2, teacher_epochs=1, layers=2, width=16, heads=2, max_length=24,
+           world_encoder=ENCODER)  # fmt: skip
 
 
 def run(folder, method="kd", task="sst2", seed=0, **changes):
     """One tiny run in the store at `folder`."""
-    shrink()
     return experiments.run(method, task, seed, store=Store(folder), **(RUN | changes))
