@@ -274,35 +274,46 @@ def draw_ladder(frame: pd.DataFrame, subtitle: str = "") -> "Figure":
         fig = Figure(figsize=(max(7.5, 5.6 * len(places)), 5), layout="constrained")
         FigureCanvasAgg(fig)
         _header(fig, *finding(frame), subtitle)
-        for ax, (place, rows) in zip(fig.subplots(1, len(places), squeeze=False)[0], places.items()):
-            _draw_rungs(ax, place, rows, ("teacher", *RUNGS))
+        axes = fig.subplots(1, len(places), squeeze=False)[0]
+        finish = [_draw_rungs(ax, *panel, ("teacher", *RUNGS)) for ax, panel in zip(axes, places.items())]
+        fig.draw_without_rendering()
+        fig.set_layout_engine("none")
+        for write in finish:
+            write()
     return fig
 
 
-def _draw_rungs(ax, place: tuple[str, str], rows: pd.DataFrame, names: Sequence[str]) -> None:
+def _draw_rungs(ax, place: tuple[str, str], rows: pd.DataFrame, names: Sequence[str]):
+    from matplotlib.colors import to_rgb
     from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
     teacher = rows[rows.method == "teacher"].iloc[0]
-    areas = AREA * rows.size_bytes.astype(float) / float(teacher.size_bytes)
+    smaller = float(teacher.size_bytes) / rows.size_bytes.astype(float)
+    areas = (AREA / smaller).clip(lower=12)
     colours = [COLOURS[FAMILIES[method]] for method in rows.method]
     ax.plot(rows.speedup, rows.value, color="#BFBFBF", lw=1, zorder=1)
     ax.vlines(rows.speedup, rows.ci_low, rows.ci_high, color=colours, lw=1.2, alpha=0.7, zorder=2)
-    ax.scatter(rows.speedup, rows.value, s=areas.clip(lower=12), c=colours, alpha=0.55, edgecolors=colours, zorder=3)
+    ax.scatter(rows.speedup, rows.value, s=areas, c=colours, alpha=0.55, edgecolors=colours, zorder=3)
     ax.axhline(teacher.value - 0.005, ls=":", lw=1, color=COLOURS["reference"])
     low, high = rows.ci_low.min(), rows.ci_high.max()
     span = max(high - low, 0.02)
-    for i, (name, (_, row)) in enumerate(zip(names, rows.iterrows())):
-        smaller = float(teacher.size_bytes) / float(row.size_bytes)
-        text = name if i == 0 else f"{i} {name}\n{smaller:.1f}x smaller\n{row.speedup:.1f}x faster"
-        ax.annotate(text, (row.speedup, row.ci_low), xytext=(0, -6), textcoords="offset points", ha="center", va="top",
-                    fontsize=9)
     ax.set_xscale("log")
-    ax.set(xlim=(0.6, rows.speedup.max() * 1.8), ylim=(low - 0.45 * span, high + 0.1 * span))
+    ax.set(xlim=(0.5, rows.speedup.max() * 2.5), ylim=(low - 0.5 * span, high + 0.4 * span))
     ax.set(title=" ".join(filter(None, place)), xlabel="times faster than the teacher (CPU, batch 1, length 128)",
            ylabel=METRICS[rows.metric.iloc[0]].title)
     ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     ax.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
     ax.xaxis.set_minor_formatter(NullFormatter())
+    texts = [name if i == 0 else f"{i} {name}\n{size:.1f}x smaller\n{speed:.1f}x faster"
+             for i, (name, size, speed) in enumerate(zip(names, smaller, rows.speedup))]
+    points = rows[["speedup", "value"]].to_numpy(float)
+    inks = [tuple(0.7 * part for part in to_rgb(colour)) for colour in colours]
+
+    def write():
+        down, up = (ax.transData.transform(np.c_[rows.speedup, rows[end]]) for end in ("ci_low", "ci_high"))
+        label(ax, texts, points, np.sqrt(areas / math.pi), inks, [tuple(box) for box in np.hstack([down - 2, up + 2])])
+
+    return write
 
 # %% ../nbs/62_figures.ipynb #cell-033
 def save_artefact(folder: str | Path, records: Iterable[dict], frame: pd.DataFrame, figure: "Figure",

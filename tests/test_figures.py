@@ -8,7 +8,7 @@ import pytest
 from records import cost, run
 
 from kdnotes import figures
-from kdnotes.figures import draw_landscape, label, readme, save_artefact
+from kdnotes.figures import draw_ladder, draw_landscape, label, readme, save_artefact
 from kdnotes.store import read_lines
 from kdnotes.tables import FAMILIES, table, table_text
 from kdnotes.tasks import Task
@@ -107,3 +107,28 @@ def test_import_is_light():
     heavy = "{'torch', 'matplotlib', 'seaborn', 'sklearn'}"
     code = f"import kdnotes.figures, sys; sys.exit(bool({heavy} & set(sys.modules)))"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def rungs(tasks):
+    """A teacher and a ladder of three rungs on each task."""
+    shapes = enumerate(((0.90, 12_000_000, 8.0), (0.90, 12_000_000, 3.0), (0.89, 3_000_000, 2.0)), start=1)
+    made = [run("ladder", one.name, skill, setting=f"rung={rung}", cost=cost(ms, params))
+            for rung, skill, params, ms in ((r, *shape) for r, shape in shapes) for one in tasks]  # fmt: skip
+    references = (("majority", 0.5, {}), ("teacher", 0.92, cost(20, 22_000_000)))
+    return made + [run(method, one.name, skill, cost=spent) for method, skill, spent in references for one in tasks]
+
+
+def test_the_ladder_names_every_rung_inside_its_panel():
+    figure = draw_ladder(table(rungs(TASKS[:2]), "fig02_ladder", "world", TASKS[:2], baseline="teacher"))
+    renderer = figure.canvas.get_renderer()
+    figure.draw_without_rendering()
+    for ax in figure.axes:
+        boxes = [text.get_window_extent(renderer) for text in ax.texts]
+        assert len(boxes) == 4 and all(box.y0 >= ax.bbox.y0 - 1 for box in boxes)
+        assert not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[:i])
+
+
+def test_a_ladder_without_a_measured_rung_is_refused():
+    unmeasured = [r | {"cost": {}} if r["spec"]["method"] == "ladder" else r for r in rungs(TASKS[:1])]
+    with pytest.raises(ValueError, match="no rung of the ladder has a latency"):
+        draw_ladder(table(unmeasured, "fig02_ladder", "world", TASKS[:1], baseline="teacher"))

@@ -179,3 +179,12 @@ def test_import_is_light():
     heavy = "{'torch', 'matplotlib', 'seaborn', 'sklearn'}"
     code = f"import kdnotes.tables, sys; sys.exit(bool({heavy} & set(sys.modules)))"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_contrast_may_be_about_one_setting_and_a_reference_of_one_seed():
+    records = [run("ladder", "alpha", skill, seed, setting=setting) for setting, skill in (("rung=1", 0.9), ("rung=2", 0.6))
+               for seed in (0, 1)] + [run("teacher", "alpha", 0.92)]  # fmt: skip
+    said = pooled_contrast(records, "ladder", "teacher", TASKS[:1], "rung=2")
+    assert said.startswith("ladder rung=2 above teacher by -0.") and said.endswith("does not hold")
+    with pytest.raises(ValueError, match="runs of only one of them"):
+        pooled_contrast(records, "ladder", "teacher", TASKS[:1], "rung=3")
