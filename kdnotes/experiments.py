@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PROFILES', 'LONG_TASKS', 'WORLD_ENCODER', 'ARTEFACTS', 'UNSEEDED', 'Profile', 'find_profile', 'encoder_spec',
            'make_spec', 'world_encoder', 'encoder_folder', 'teacher_spec', 'teacher_folder', 'load', 'run', 'run_spec',
-           'checkpoints', 'compute', 'weights_sha256', 'load_teacher', 'Artefact', 'find_artefact', 'grid',
+           'checkpoints', 'compute', 'threads', 'weights_sha256', 'load_teacher', 'Artefact', 'find_artefact', 'grid',
            'compute_all', 'clock']
 
 # %% ../nbs/61_experiments.ipynb #cell-003
@@ -13,6 +13,7 @@ import json
 import shutil
 import time
 from collections.abc import Callable
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import lru_cache
 from pathlib import Path
@@ -173,7 +174,8 @@ def world_encoder(store: Store, progress: bool = False, spec: dict | None = None
         set_seed(spec["seed"])
         model = small_bert(tokenizer, spec["layers"], spec["width"], spec["heads"])
         texts = worlds.plain_text(spec["sentences"], spec["seed"], clinc)
-        train_mlm(model, texts, tokenizer, epochs=spec["epochs"], lr=spec["lr"], progress=progress)
+        with threads(1):
+            train_mlm(model, texts, tokenizer, epochs=spec["epochs"], lr=spec["lr"], progress=progress)
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
 
@@ -262,6 +264,22 @@ def checkpoints(spec: dict, store: Store) -> Path:
 # %% ../nbs/61_experiments.ipynb #cell-021
 def compute(spec: dict, store: Store, progress: bool = False) -> dict:
     """Train the student of a spec, predict its report rows, measure its cost."""
+    with threads(1 if spec["source"] == "world" else torch.get_num_threads()):
+        return _compute(spec, store, progress)
+
+
+@contextmanager
+def threads(count: int):
+    """Compute with so many threads: with another number the same sums differ in their last bits, and so does a trained model."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _compute(spec: dict, store: Store, progress: bool) -> dict:
     start, this = time.perf_counter(), task(spec["task"])
     folder = teacher_folder(spec, store, progress)
     teacher, tokenizer = load_teacher(str(folder), this.kind), load_tokenizer(str(folder))

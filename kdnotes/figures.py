@@ -273,7 +273,7 @@ def draw_ladder(frame: pd.DataFrame, subtitle: str = "") -> "Figure":
     with style():
         fig = Figure(figsize=(max(7.5, 5.6 * len(places)), 5), layout="constrained")
         FigureCanvasAgg(fig)
-        _header(fig, *finding(frame), subtitle)
+        _header(fig, _top_rung(frame, places), subtitle)
         axes = fig.subplots(1, len(places), squeeze=False)[0]
         finish = [_draw_rungs(ax, *panel, ("teacher", *RUNGS)) for ax, panel in zip(axes, places.items())]
         fig.draw_without_rendering()
@@ -281,6 +281,15 @@ def draw_ladder(frame: pd.DataFrame, subtitle: str = "") -> "Figure":
         for write in finish:
             write()
     return fig
+
+
+def _top_rung(frame: pd.DataFrame, places: Mapping) -> str:
+    """What the last rung keeps of its teacher, in one line, medians over the panels."""
+    teachers, tops = (pd.DataFrame([rows.iloc[i] for rows in places.values()]) for i in (0, -1))
+    smaller = (teachers.size_bytes.to_numpy(float) / tops.size_bytes.to_numpy(float)).tolist()
+    kept = frame[(frame.metric == "kept") & (frame.method == "ladder") & (frame.setting == tops.setting.iloc[0])].value
+    share = f"{100 * kept.median():.0f} % of its teacher's score, " if len(kept) else ""
+    return f"The top rung: {share}{np.median(smaller):.1f} times smaller, {tops.speedup.median():.1f} times faster"
 
 
 def _draw_rungs(ax, place: tuple[str, str], rows: pd.DataFrame, names: Sequence[str]):
@@ -304,7 +313,7 @@ def _draw_rungs(ax, place: tuple[str, str], rows: pd.DataFrame, names: Sequence[
     ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     ax.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
     ax.xaxis.set_minor_formatter(NullFormatter())
-    texts = [name if i == 0 else f"{i} {name}\n{size:.1f}x smaller\n{speed:.1f}x faster"
+    texts = [name if i == 0 else f"{i}: {name}\n{size:.1f}x smaller\n{speed:.1f}x faster"
              for i, (name, size, speed) in enumerate(zip(names, smaller, rows.speedup))]
     points = rows[["speedup", "value"]].to_numpy(float)
     inks = [tuple(0.7 * part for part in to_rgb(colour)) for colour in colours]
