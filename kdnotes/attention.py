@@ -59,6 +59,7 @@ def look_inside(model: PreTrainedModel, **inputs: torch.Tensor) -> Inside:
         The model's attention does not go through the library's attention interface.
     """
     before = model.config._attn_implementation
+    inputs = {name: value.to(model.device) for name, value in inputs.items()}
     try:
         model.set_attn_implementation(_NAME)
         output = model(**inputs, output_hidden_states=True)

@@ -4,12 +4,13 @@
 
 # %% auto #0
 __all__ = ['words_of', 'replacements', 'masked_candidates', 'nearest_candidates', 'replace_words', 'augment', 'rows_sha256',
-           'model_sha256', 'masked_lm']
+           'words_sha256', 'model_sha256', 'masked_lm']
 
 # %% ../nbs/07_augmentation.ipynb #cell-003
 import hashlib
 import json
 import random
+from contextlib import contextmanager
 
 
 import torch
@@ -42,12 +43,31 @@ def replacements(tokenizer) -> torch.Tensor:
         The tokenizer is not WordPiece, so pieces cannot be told from words.
     """
     pieces = tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))
-    if not {"[CLS]", "[SEP]"} <= set(tokenizer.all_special_tokens):
-        raise ValueError(f"augmentation needs a WordPiece tokenizer, got {type(tokenizer).__name__}")
+    model = type(tokenizer.backend_tokenizer.model).__name__
+    if model != "WordPiece":
+        raise ValueError(f"augmentation needs a WordPiece tokenizer, got {type(tokenizer).__name__} ({model})")
     special = set(tokenizer.all_special_tokens)
-    return torch.tensor([piece.isalpha() and piece not in special for piece in pieces])
+    allowed = torch.tensor([piece.isalpha() and piece not in special for piece in pieces])
+    if allowed.sum() < 2:
+        raise ValueError(f"the vocabulary has {int(allowed.sum())} whole words, expected at least 2 to replace one by another")
+    return allowed
 
 # %% ../nbs/07_augmentation.ipynb #cell-012
+@contextmanager
+def _only(model: PreTrainedModel, rows: torch.Tensor, places: torch.Tensor):
+    """Let the head see one place of each row: predicting 30,000 words at all the others would be most of the work."""
+
+    def pick(_, __, output):
+        output.last_hidden_state = output.last_hidden_state[rows, places][:, None]
+        return output
+
+    hook = model.base_model.register_forward_hook(pick)
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
 @torch.inference_mode()
 def masked_candidates(
     model: PreTrainedModel, tokenizer, rows: list[dict], places: list[tuple[int, int]], allowed: torch.Tensor, count: int = 15,
@@ -78,7 +98,8 @@ def masked_candidates(
             row["input_ids"][place] = tokenizer.mask_token_id
         batch = tokenizer.pad(inputs, return_tensors="pt").to(model.device)
         each = torch.arange(len(chosen))
-        scores = model(**batch).logits[each, at] + blocked
+        with _only(model, each, at):
+            scores = model(**batch).logits[:, 0] + blocked
         scores[each, true] = -torch.inf
         for k, row in zip(chosen, scores.topk(min(count, int(allowed.sum()) - 1)).indices.tolist()):
             found[k] = row
@@ -97,11 +118,15 @@ def nearest_candidates(table: torch.Tensor, words: list[list[int]], allowed: tor
     """
     if not words:
         return []
-    unit = torch.nn.functional.normalize(table.detach(), dim=-1)
-    asked = torch.stack([table[ids].detach().mean(0) for ids in words])
-    scores = torch.nn.functional.normalize(asked, dim=-1) @ unit[: len(allowed)].T
-    scores.masked_fill_(~allowed.to(scores.device), -torch.inf)
-    return scores.topk(min(count, int(allowed.sum()))).indices.tolist()
+    unit = torch.nn.functional.normalize(table.detach()[: len(allowed)], dim=-1)
+    different, found = list(dict.fromkeys(map(tuple, words))), {}
+    for start in range(0, len(different), 1024):
+        some = different[start : start + 1024]
+        asked = torch.stack([table[list(ids)].detach().mean(0) for ids in some])
+        scores = torch.nn.functional.normalize(asked, dim=-1) @ unit.T
+        scores.masked_fill_(~allowed.to(scores.device), -torch.inf)
+        found |= zip(some, scores.topk(min(count, int(allowed.sum()))).indices.tolist())
+    return [found[tuple(ids)] for ids in words]
 
 # %% ../nbs/07_augmentation.ipynb #cell-019
 def replace_words(row: dict, candidates: list[tuple[list[int], list[int]]], share: float, rng: random.Random) -> dict:
@@ -149,8 +174,8 @@ def augment(
         return _copies(data, model, tokenizer, copies, share, candidates, seed)
     from datasets import Dataset
 
-    spec = dict(kind="augmentation", data=rows_sha256(data), model=model_sha256(model), copies=copies, share=share,
-                candidates=candidates, seed=seed)  # fmt: skip
+    spec = dict(kind="augmentation", data=rows_sha256(data), model=model_sha256(model), words=words_sha256(tokenizer),
+                device=model.device.type, copies=copies, share=share, candidates=candidates, seed=seed)  # fmt: skip
     folder = cache.folder(
         spec, lambda folder: _copies(data, model, tokenizer, copies, share, candidates, seed).to_parquet(folder / "rows.parquet")
     )
@@ -163,7 +188,8 @@ def _copies(data, model, tokenizer, copies, share, candidates, seed):
     allowed, special = replacements(tokenizer), set(tokenizer.all_special_tokens)
     rows = list(data)
     words = [words_of(tokenizer.convert_ids_to_tokens(row["input_ids"]), special) for row in rows]
-    single = [(r, word[0]) for r, row in enumerate(words) for word in row if len(word) == 1]
+    single = [(r, word[0]) for r, row in enumerate(words) for word in row
+              if len(word) == 1 and allowed[rows[r]["input_ids"][word[0]]]]  # fmt: skip
     several = [(r, word) for r, row in enumerate(words) for word in row if len(word) > 1]
     near = nearest_candidates(
         model.get_input_embeddings().weight, [[rows[r]["input_ids"][i] for i in word] for r, word in several], allowed, candidates
@@ -178,11 +204,16 @@ def _copies(data, model, tokenizer, copies, share, candidates, seed):
 
 # %% ../nbs/07_augmentation.ipynb #cell-027
 def rows_sha256(data) -> str:
-    """SHA-256 of encoded rows: their token ids and labels, in order."""
+    """SHA-256 of encoded rows: all their columns, in order."""
     digest = hashlib.sha256()
     for row in data:
-        digest.update(json.dumps([row["input_ids"], row.get("labels")]).encode())
+        digest.update(json.dumps(row, sort_keys=True).encode())
     return digest.hexdigest()
+
+
+def words_sha256(tokenizer) -> str:
+    """SHA-256 of a tokenizer's vocabulary."""
+    return hashlib.sha256(json.dumps(tokenizer.get_vocab(), sort_keys=True).encode()).hexdigest()
 
 
 def model_sha256(model: PreTrainedModel) -> str:
@@ -206,13 +237,15 @@ def masked_lm(encoder: PreTrainedModel, data, tokenizer, *, epochs: float = 2, l
     """
     if encoder.get_output_embeddings() is not None:
         return encoder.eval()
-    name = encoder.name_or_path
+    name, device = encoder.name_or_path, "cuda" if torch.cuda.is_available() else "cpu"
     if name and any(kind.endswith("ForMaskedLM") for kind in encoder.config.architectures or ()):
-        return load_mlm(name).eval()
+        return load_mlm(name).eval().to(device)
     if cache is None:
         return _with_head(encoder, data, tokenizer, epochs, lr)
-    spec = dict(kind="masked_lm", encoder=model_sha256(encoder), data=rows_sha256(data), epochs=epochs, lr=lr)
-    return load_mlm(str(cache.folder(spec, lambda f: _with_head(encoder, data, tokenizer, epochs, lr).save_pretrained(f)))).eval()
+    spec = dict(kind="masked_lm", encoder=model_sha256(encoder), data=rows_sha256(data), words=words_sha256(tokenizer),
+                device=device, epochs=epochs, lr=lr)  # fmt: skip
+    folder = cache.folder(spec, lambda place: _with_head(encoder, data, tokenizer, epochs, lr).save_pretrained(place))
+    return load_mlm(str(folder)).eval().to(device)
 
 
 def _with_head(encoder, data, tokenizer, epochs, lr):

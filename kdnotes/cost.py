@@ -117,8 +117,11 @@ def flops(model: nn.Module, length: int = 128, batch: int = 1) -> int:
     ValueError : the model cannot take texts of this length.
     """
     inputs = _inputs(model, length, batch)
-    if counted := getattr(getattr(model, "config", None), "flops", 0):  # of an exported model, for one text of 128 tokens
-        return counted * length * batch // 128
+    config = getattr(model, "config", None)
+    if counted := getattr(config, "flops", 0):  # an exported model wrote down its original's
+        if length != config.flops_length:
+            raise ValueError(f"the operations of an exported model are known for {config.flops_length} tokens, not {length}")
+        return counted * batch
     counter = FlopCounterMode(display=False, custom_mapping=_RULES)
     with _at_rest(model), sdpa_kernel(SDPBackend.MATH), counter:
         model(**inputs)

@@ -69,14 +69,17 @@ def problem(rows: int = 1000, **training) -> Problem:
     rows: labelled rows for the student, at most 2,500.
     training: arguments of `kdnotes.training.train` (epochs, lr ...).
     """
+    if not 1 <= rows <= _RECIPE["rows"]:
+        raise ValueError(f"rows={rows} must be 1 to {_RECIPE['rows']}: the others are for choosing and scoring")
     folder = _folder()
     tokenizer = load_tokenizer(str(folder / "teacher"))
     encoder = AutoModelForMaskedLM.from_pretrained(folder / "encoder", use_safetensors=True).eval()
     teacher = AutoModelForSequenceClassification.from_pretrained(folder / "teacher", use_safetensors=True)
     data = encode(reviews(), tokenizer, ("text",), "label", max_length=32)
     labels = worlds.world("sentiment").labels
+    teacher.eval().requires_grad_(False).to("cuda" if torch.cuda.is_available() else "cpu")
     return Problem(
-        teacher.eval().requires_grad_(False), encoder, tokenizer, data.select(range(rows)), data.select(range(2500, 3000)),
+        teacher, encoder, tokenizer, data.select(range(rows)), data.select(range(2500, 3000)),
         labels, training=dict(seed=0, epochs=6, lr=7e-4) | training,
     )  # fmt: skip
 

@@ -329,6 +329,7 @@ class Artefact:
     methods: in the order of the table.
     tasks: task names.
     contrast: the primary contrast `(a, b)`: is a better than b, pooled over the tasks?
+    margin: how far a may fall below b where the claim is that it is as good.
     published: `{(method, task, domain, setting, metric): value}` on the official data, as fractions.
     settings: what a sweep varies, `{method: {setting: overrides}}`; methods without an entry run once.
     real_tasks: further tasks, for profiles with real data.
@@ -342,6 +343,7 @@ class Artefact:
     tasks: tuple[str, ...]
     contrast: tuple[str, str]
     published: dict
+    margin: float = 0.0
     settings: dict = field(default_factory=dict)
     real_tasks: tuple[str, ...] = ()
     overrides: dict = field(default_factory=dict)
@@ -356,13 +358,12 @@ ARTEFACTS = {
         {("teacher", "sst2", "", "", "accuracy"): 0.935, ("teacher", "mrpc", "", "", "f1"): 0.889,
          ("bilstm_soft", "sst2", "", "", "accuracy"): 0.907, ("distilbert", "sst2", "", "", "accuracy"): 0.914,
          ("distilbert", "mrpc", "", "", "f1"): 0.824, ("tinybert", "sst2", "", "", "accuracy"): 0.926,
-         ("tinybert", "mrpc", "", "", "f1"): 0.864, ("pkd", "sst2", "", "", "accuracy"): 0.920,
-         ("pkd", "mrpc", "", "", "f1"): 0.850},
+         ("tinybert", "mrpc", "", "", "f1"): 0.864},
         real_tasks=("clinc150",),
     ),
     "fig02_ladder": Artefact(
         "fig02_ladder", "Figure 2, continued: the ladder of what a practitioner stacks", "fig02_ladder",
-        ("majority", "teacher", "ladder"), ("sst2",), ("ladder", "teacher"), {},
+        ("majority", "teacher", "ladder"), ("sst2",), ("ladder", "teacher"), {}, margin=0.005,
         settings={"ladder": {f"rung={rung}": dict(rung=rung) for rung in (1, 2, 3)}},
         real_tasks=("clinc150",), overrides={"laptop": dict(rows=16_000, width=288)},
     ),

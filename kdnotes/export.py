@@ -7,6 +7,8 @@ __all__ = ['FILE', 'write_onnx', 'OnnxConfig', 'OnnxClassifier', 'to_onnx']
 
 # %% ../nbs/13_export.ipynb #cell-003
 import contextlib
+import copy
+import inspect
 import io
 import logging
 import shutil
@@ -48,9 +50,12 @@ def write_onnx(model: PreTrainedModel, file: str | Path, length: int = 16) -> Pa
     for package in ("onnx", "onnxscript", "onnxruntime"):
         if not _installed(package):
             raise ValueError(f"{package} is missing: pip install 'kdnotes[export]'")
-    file, model = Path(file), model.cpu().eval()
+    file, model = Path(file), copy.deepcopy(model).cpu().eval()
     ids = torch.ones(2, length, dtype=torch.long)
     inputs = dict(input_ids=ids, attention_mask=torch.ones_like(ids), token_type_ids=torch.zeros_like(ids))
+    taken = inspect.signature(model.forward).parameters
+    if "input_ids" in taken:  # else it takes whatever it is given
+        inputs = {name: value for name, value in inputs.items() if name in taken}
     free = {name: {0: torch.export.Dim("batch"), 1: torch.export.Dim("seq")} for name in inputs}
     chatter, quiet = logging.getLogger("torch.onnx"), io.StringIO()
     before, chatter.level = chatter.level, logging.ERROR
@@ -63,7 +68,7 @@ def write_onnx(model: PreTrainedModel, file: str | Path, length: int = 16) -> Pa
             )  # fmt: skip
     except Exception as error:
         reason = type(error.__cause__ or error).__name__
-        raise ValueError(f"cannot write {type(model).__name__} as ONNX, it may take its path by the data ({reason})") from error
+        raise ValueError(f"cannot write {type(model).__name__} as ONNX, its path may depend on the data ({reason})") from error
     finally:
         chatter.level = before
     return _without_traces(file)
@@ -85,9 +90,9 @@ class _Logits(torch.nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(self, input_ids, attention_mask, token_type_ids):
-        inputs = dict(input_ids=input_ids, attention_mask=attention_mask)
-        return self.model(**inputs, token_type_ids=token_type_ids).logits
+    def forward(self, input_ids, attention_mask, token_type_ids=None):
+        segments = {} if token_type_ids is None else dict(token_type_ids=token_type_ids)
+        return self.model(input_ids=input_ids, attention_mask=attention_mask, **segments).logits
 
 
 def _installed(package: str) -> bool:
@@ -102,10 +107,10 @@ class OnnxConfig(PreTrainedConfig):
     model_type = "kdnotes-onnx"
 
     def __init__(self, vocab_size: int = 1, max_position_embeddings: int = 512, kind: str = "single", threads: int = 2,
-                 counts: dict | None = None, flops: int = 0, **kwargs):  # fmt: skip
+                 counts: dict | None = None, flops: int = 0, flops_length: int = 128, **kwargs):  # fmt: skip
         super().__init__(**kwargs)
         self.vocab_size, self.max_position_embeddings, self.kind = vocab_size, max_position_embeddings, kind
-        self.threads, self.counts, self.flops = threads, counts or {}, flops
+        self.threads, self.counts, self.flops, self.flops_length = threads, counts or {}, flops, flops_length
 
 
 class OnnxClassifier(PreTrainedModel):
@@ -177,7 +182,8 @@ def to_onnx(model: PreTrainedModel, int8: bool = False, kind: str = "single", th
     limit = getattr(own, "max_position_embeddings", 512)
     config = OnnxConfig(
         vocab_size=getattr(own, "vocab_size", 1), max_position_embeddings=limit, kind=kind, threads=threads,
-        counts=parameters(model), flops=flops(model, min(128, limit)), **label_maps(tuple(own.id2label.values())),
+        counts=parameters(model), flops=flops(model, min(128, limit)), flops_length=min(128, limit),
+        **label_maps(tuple(own.id2label.values())),
     )  # fmt: skip
     with tempfile.TemporaryDirectory() as folder:
         file = write_onnx(model, Path(folder) / FILE)

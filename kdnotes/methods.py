@@ -174,10 +174,13 @@ def fit_ladder(
     Raises
     ------
     ValueError
-        There is no such rung or method.
+        There is no such rung or method, or `base` makes no transformer student.
     """
     chosen, shape = find_method(base), dict(copies=copies, layers=layers, width=width, heads=heads)
-    settings = {name: value for name, value in shape.items() if name in chosen.settings}
+    if "layers" not in chosen.settings or base == "ladder":
+        able = ", ".join(name for name, method in METHODS.items() if "layers" in method.settings and name != "ladder")
+        raise ValueError(f"base={base!r} makes no transformer student, expected one of {able}")
+    settings = check_settings(chosen, {name: value for name, value in shape.items() if name in chosen.settings})
     return climb(problem, rung, lambda problem: chosen.fit(problem, **settings), f"{base} {settings}")
 
 # %% ../nbs/60_methods.ipynb #cell-016

@@ -70,7 +70,7 @@ def tabulate(artefact: str, profile: str, records: list[dict]):
     tasks, (a, b) = wanted.tasks + (wanted.real_tasks if real else ()), wanted.contrast
     frame = table(records, artefact, profile, tasks, wanted.methods, b, wanted.published if real else None)
     last = list(wanted.settings.get(a, [""]))[-1]  # a sweep claims something of its last setting
-    return frame, pooled_contrast(records, a, b, tasks, last)
+    return frame, pooled_contrast(records, a, b, tasks, last, wanted.margin)
 
 
 def render(artefact: str, profile: str, records: list[dict], folder: Path, made: dict) -> Path:

@@ -190,12 +190,14 @@ def verdict(difference: Interval) -> str:
     return "does not hold" if difference.high < 0 else "cannot tell"
 
 
-def pooled_contrast(records: Iterable[dict], a: str, b: str, tasks: Iterable[str | Task], setting: str = "") -> str:
+def pooled_contrast(records: Iterable[dict], a: str, b: str, tasks: Iterable[str | Task], setting: str = "",
+                    margin: float = 0.0) -> str:
     """Say in one line whether `a` scores above `b`, pooled over tasks and domains on the headline metrics.
 
     Parameters
     ----------
     setting : of `a`, where it was run in several; `b` has none.
+    margin : how far below `b` still counts, for a claim that `a` is as good.
 
     Raises
     ------
@@ -216,6 +218,10 @@ def pooled_contrast(records: Iterable[dict], a: str, b: str, tasks: Iterable[str
     found = pooled_difference(comparisons)
     noun = "domain" if any(key.domain for key in groups) else "task"
     where = f"{len(comparisons)} {noun}{'s' * (len(comparisons) > 1)}"
+    if margin:
+        shifted = Interval(*(number + margin for number in found))
+        return (f"{_name((a, setting))} no more than {margin:g} below {b}: difference {found}, pooled over {where}: "
+                f"{verdict(shifted)}")
     return f"{_name((a, setting))} above {b} by {found}, pooled over {where}: {verdict(found)}"
 
 # %% ../nbs/14_tables.ipynb #cell-034

@@ -235,6 +235,7 @@ def train(
         )  # fmt: skip
         trainer.remove_callback(PrinterCallback)
         trainer.train(resume_from_checkpoint=last_checkpoint(Path(place)))
+        trainer.accelerator.unwrap_model(model, keep_fp32_wrapper=False)  # or bf16 would stay when training is over
     model.eval()
     return trainer.state.log_history
 

@@ -325,3 +325,26 @@ def test_a_missing_export_package_is_one_line(problem, monkeypatch):
     monkeypatch.setattr(export, "_installed", lambda package: package != "onnxruntime")
     with pytest.raises(ValueError, match=r"onnxruntime is missing: pip install 'kdnotes\[export\]'"):
         to_onnx(problem.teacher)
+
+
+def test_a_model_without_segments_is_exported_too():
+    set_seed(0)
+    config = DistilBertConfig(vocab_size=len(TOKENIZER), dim=16, n_layers=1, n_heads=2, hidden_dim=32, num_labels=2)
+    model = DistilBertForSequenceClassification(config).eval()
+    ids = torch.tensor([[2, 5, 6, 3]])
+    assert torch.allclose(to_onnx(model)(input_ids=ids).logits, model(input_ids=ids).logits, atol=1e-5)
+
+
+def test_punctuation_is_left_alone(problem):
+    tokenizer = word_tokenizer(["good", "bad", "film", ","])
+    data = encode(Dataset.from_dict({"text": ["good , bad"], "label": [1]}), tokenizer, ("text",), "label", 16)
+    encoder = small_bert(tokenizer, 1, 16, 2)
+    for row in augment(data, encoder, tokenizer, copies=9, share=1.0):
+        assert tokenizer.convert_ids_to_tokens(row["input_ids"][2]) == ","
+
+
+@pytest.mark.parametrize("wrong", [dict(copies=-1), dict(share=2.0), dict(width=15)])
+def test_tinybert_checks_its_settings_before_the_long_work(wrong, problem, monkeypatch):
+    monkeypatch.setattr("kdnotes.landscape.tinybert.masked_lm", lambda *_, **__: pytest.fail("began to work"))
+    with pytest.raises(ValueError):
+        fit_tinybert(problem, **dict(layers=2) | wrong)

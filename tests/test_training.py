@@ -149,3 +149,13 @@ def test_an_unfinished_checkpoint_is_swept_away(tmp_path):
     (good / "trainer_state.json").write_text(json.dumps({"global_step": 9}))
     assert last_checkpoint(tmp_path) == str(good) and not bad.exists()
     assert last_checkpoint(Path(os.devnull).parent / "nothing-here") is None
+
+
+def test_bf16_ends_with_the_training(tmp_path):
+    """A student trained in bfloat16 answers in full precision, as it does when it has been saved and loaded."""
+    model, data = student(), encoded(24)
+    train(model, data, None, TOKENIZER, epochs=1, bf16=True)
+    model.save_pretrained(tmp_path)
+    ids = torch.tensor([data[0]["input_ids"]])
+    again = type(model).from_pretrained(tmp_path).eval()
+    assert torch.equal(model(input_ids=ids).logits, again(input_ids=ids).logits)

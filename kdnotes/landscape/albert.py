@@ -59,20 +59,19 @@ def copy_layer(source: torch.nn.Module, target: torch.nn.Module) -> None:
 _RIDGE = 0.03  # of the variance of one number: without it the map amplifies whatever training changes in front of it
 
 
-def _embed(embeddings: torch.nn.Module, ids: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
-    return embeddings(input_ids=ids[:, None], position_ids=positions[:, None])[:, 0]
+def _embed(embeddings: torch.nn.Module, ids: torch.Tensor, positions: torch.Tensor, types: torch.Tensor) -> torch.Tensor:
+    return embeddings(input_ids=ids[:, None], position_ids=positions[:, None], token_type_ids=types[:, None])[:, 0]
 
 
 @torch.no_grad()
-def factorise_embeddings(source: torch.nn.Module, albert: torch.nn.Module, positions: int = 32, samples: int = 20_000) -> float:
+def factorise_embeddings(source: torch.nn.Module, albert: torch.nn.Module, samples: int = 20_000) -> float:
     """Start ALBERT's embeddings and the map behind them from a BERT's, and return the share of variance explained.
 
     Parameters
     ----------
     source: BERT's `embeddings`.
     albert: an ALBERT base model.
-    positions: how many of them the map is fitted on.
-    samples: random pairs of a word and a position that it is fitted on.
+    samples: random words at random positions, in either sentence, that the map is fitted on.
     """
     size, own = albert.config.embedding_size, albert.embeddings
     names = ("word_embeddings", "position_embeddings", "token_type_embeddings")
@@ -82,17 +81,16 @@ def factorise_embeddings(source: torch.nn.Module, albert: torch.nn.Module, posit
     for name, table in zip(names, tables):
         getattr(own, name).weight.copy_(table @ basis)
     generator = torch.Generator().manual_seed(0)
-    limits = len(tables[0]), min(positions, len(tables[1]))
-    ids, places = (torch.randint(limit, (samples,), generator=generator) for limit in limits)
+    drawn = [torch.randint(len(table), (samples,), generator=generator) for table in tables]
     source, was_training = copy.deepcopy(source).cpu().eval(), own.training
-    narrow, wide = _embed(own.eval(), ids, places), _embed(source, ids, places)
+    narrow, wide = _embed(own.eval(), *drawn), _embed(source, *drawn)
     own.train(was_training)
     fitted = Ridge(alpha=_RIDGE * samples).fit(narrow.numpy(), wide.numpy())
     albert.encoder.embedding_hidden_mapping_in.weight.copy_(torch.from_numpy(fitted.coef_))
     albert.encoder.embedding_hidden_mapping_in.bias.copy_(torch.from_numpy(fitted.intercept_))
     return fitted.score(narrow.numpy(), wide.numpy())
 
-# %% ../../nbs/57_albert.ipynb #cell-016
+# %% ../../nbs/57_albert.ipynb #cell-017
 def start_from(teacher: PreTrainedModel, student: PreTrainedModel, layer: int = 0) -> PreTrainedModel:
     """Start an ALBERT from a fine-tuned BERT: embeddings, one layer, pooler and classifier."""
     source, albert = teacher.base_model, student.albert
@@ -103,7 +101,7 @@ def start_from(teacher: PreTrainedModel, student: PreTrainedModel, layer: int = 
     student.classifier.load_state_dict(teacher.classifier.state_dict())
     return student
 
-# %% ../../nbs/57_albert.ipynb #cell-019
+# %% ../../nbs/57_albert.ipynb #cell-020
 def fit_albert(
     problem: Problem, embedding: int = 128, alpha: float = 0.9, temperature: float = 2.0, share_layers: int | None = None,
     start: str = "teacher",

@@ -30,6 +30,7 @@ def alternate_layers(student: int, teacher: int) -> tuple[int, ...]:
 # %% ../../nbs/52_distilbert.ipynb #cell-009
 def last_states(teacher: PreTrainedModel, inputs: dict):
     """The teacher's states after its last layer, `(batch, seq, hidden)`, without gradients."""
+    inputs = {name: value.to(teacher.device) for name, value in inputs.items()}
     with torch.no_grad():
         return teacher(**inputs, output_hidden_states=True).hidden_states[-1]
 

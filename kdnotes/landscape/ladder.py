@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 from transformers import PreTrainedModel
 
-from ..augmentation import model_sha256, rows_sha256
+from ..augmentation import model_sha256, rows_sha256, words_sha256
 from ..encoders import HEADS
 from ..export import to_onnx
 from ..knowledge import Problem
@@ -50,6 +50,9 @@ def _student(problem, fit, name) -> PreTrainedModel:
     training = {key: value for key, value in problem.training.items() if key != "progress"}
     models = [model_sha256(model) for model in (problem.teacher, problem.encoder)]
     rows = [rows_sha256(data) for data in (problem.train, problem.select)]
-    spec = dict(kind="ladder", name=name, training=training, models=models, rows=rows)
+    spec = dict(
+        kind="ladder", name=name, training=training, models=models, rows=rows, metric=problem.metric, task=problem.kind,
+        labels=problem.labels, words=words_sha256(problem.tokenizer), device=problem.teacher.device.type,
+    )  # fmt: skip
     folder = problem.cache.folder(spec, lambda place: fit(problem).save_pretrained(place))
     return HEADS[problem.kind].from_pretrained(folder, use_safetensors=True).eval()

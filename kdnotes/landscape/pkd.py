@@ -68,6 +68,8 @@ def fit_pkd(
         The encoder is not as wide as the teacher, or `matched_layers` or `kd_loss` refuses a setting.
     """
     teacher, depth = problem.teacher, problem.teacher.config.num_hidden_layers
+    if beta < 0:
+        raise ValueError(f"beta={beta} must not be negative")
     if problem.encoder.config.hidden_size != teacher.config.hidden_size:
         raise ValueError(f"patient distillation needs equal widths, the teacher has {teacher.config.hidden_size}, "
                          f"the encoder {problem.encoder.config.hidden_size}")

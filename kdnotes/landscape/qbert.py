@@ -50,10 +50,10 @@ def levels(weight: torch.Tensor, bits: int, groups: int) -> tuple[torch.Tensor, 
     """
     if not 1 <= bits <= 8 or groups < 1:
         raise ValueError(f"bits={bits} must be 1 to 8 and groups={groups} at least 1")
-    rows = len(weight)
+    weight, rows = weight.detach().float(), len(weight)
     group = torch.arange(rows, device=weight.device) * min(groups, rows) // rows
     bounds = [torch.zeros(rows, device=weight.device).scatter_reduce(0, group, edge, how)
-              for edge, how in ((weight.detach().amin(1), "amin"), (weight.detach().amax(1), "amax"))]  # fmt: skip
+              for edge, how in ((weight.amin(1), "amin"), (weight.amax(1), "amax"))]  # fmt: skip
     low, high = (bound[group] for bound in bounds)  # 0 is among what is reduced, so low <= 0 <= high
     step = ((high - low) / (2**bits - 1)).clamp_min(1e-8)
     return step, (-low / step).round().int()
@@ -92,8 +92,10 @@ def sensitivity(values: np.ndarray) -> np.ndarray:
 
 def layer_linears(model: PreTrainedModel) -> list[dict[str, torch.nn.Linear]]:
     """The linear maps inside each encoder layer, by name."""
-    stack = next(m for m in model.base_model.modules()
-                 if isinstance(m, torch.nn.ModuleList) and len(m) == model.config.num_hidden_layers)
+    lists = (m for m in model.base_model.modules() if isinstance(m, torch.nn.ModuleList))
+    stack = next((m for m in lists if len(m) == model.config.num_hidden_layers), None)
+    if stack is None:
+        raise ValueError(f"{model.config.model_type!r} keeps no list of its layers, which Q-BERT needs")
     names = {module: name for name, module in model.named_modules()}
     return [{names[m]: m for m in layer.modules() if isinstance(m, torch.nn.Linear)} for layer in stack]
 
@@ -160,6 +162,7 @@ class _Packed(torch.nn.Module):
         first = [int(i) for i in torch.searchsorted(self._group(), torch.arange(self.groups))]
         self.step.copy_(step[first])
         self.zero.copy_(zero[first])
+        self._table = self._kernel = None  # made from the codes when they are first used
 
     def _group(self) -> torch.Tensor:
         return torch.arange(self.rows, device=self.step.device) * self.groups // self.rows
@@ -212,14 +215,14 @@ class QuantizedLinear(_Packed):
                 warnings.simplefilter("ignore", UserWarning)  # torch announces another home for these kernels
                 matrix = torch._make_per_channel_quantized_tensor(codes, step.double(), zero, 0)
             self._kernel = torch.ops.quantized.linear_prepack(matrix, self.shift.detach())
-        # the kernel of older processors adds pairs in 16 bits: with 8-bit codes one bit of the activations is given up for it
-        return torch.ops.quantized.linear_dynamic(states, self._kernel, self.bits == 8)
+        # the kernel of older processors adds pairs in 16 bits: with 7- or 8-bit codes one bit of the activations pays for it
+        return torch.ops.quantized.linear_dynamic(states, self._kernel, self.bits >= 7)
 
 # %% ../../nbs/56_qbert.ipynb #cell-030
 def rounded_activations(states: torch.Tensor, bits: int = 8) -> torch.Tensor:
     """Activations rounded to 8 bits over the range that they have, with gradients that pass straight through."""
     with torch.no_grad():
-        low, high = states.amin().clamp(max=0), states.amax().clamp(min=0)
+        low, high = states.amin().float().clamp(max=0), states.amax().float().clamp(min=0)
         step = ((high - low) / (2**bits - 1)).clamp_min(1e-8)
         zero = (-low / step).round().int()
     return torch.fake_quantize_per_tensor_affine(states, step, zero, 0, 2**bits - 1)

@@ -10,8 +10,8 @@ import torch
 from transformers import PreTrainedModel, set_seed
 
 from ..attention import Inside, look_inside
-from ..augmentation import augment, masked_lm
-from ..encoders import make_student, spaced_layers
+from ..augmentation import augment, masked_lm, replacements
+from ..encoders import make_student, spaced_layers, student_config
 from ..knowledge import Problem, add_teacher_logits
 from ..losses import IGNORE, attention_score_mse, hidden_mse, soft_cross_entropy
 from ..training import model_inputs
@@ -75,10 +75,11 @@ def fit_tinybert(
     heads = heads or teacher.config.num_attention_heads
     if heads != teacher.config.num_attention_heads:
         raise ValueError(f"TinyBERT compares heads one by one: expected {teacher.config.num_attention_heads}, got {heads}")
+    shape = dict(layers=layers, width=width, heads=heads, inner=inner)
     spaced_layers(layers, teacher.config.num_hidden_layers)
+    student_config(problem.encoder.config, **shape)  # refuses what cannot be made, before the long work
     rows = with_copies(problem, copies, share)
     set_seed(problem.seed)
-    shape = dict(layers=layers, width=width, heads=heads, inner=inner)
     student = make_student(problem.encoder, problem.labels, problem.kind, init=init, **shape)
 
     def follow(follower, batch):
@@ -98,8 +99,11 @@ def fit_tinybert(
 # %% ../../nbs/54_tinybert.ipynb #cell-013
 def with_copies(problem: Problem, copies: int, share: float):
     """The rows of a problem and their augmented copies, all with the teacher's logits."""
+    if copies < 0 or not 0 < share <= 1:
+        raise ValueError(f"copies={copies} must be 0 or more, share={share} in (0, 1]")
     if not copies:
         return problem.taught
+    replacements(problem.tokenizer)  # refuses other tokenizers before a head is trained
     from datasets import concatenate_datasets
 
     model = masked_lm(problem.encoder, problem.train, problem.tokenizer, cache=problem.cache)
