@@ -120,7 +120,7 @@ def draw_landscape(frame: pd.DataFrame, subtitle: str = "") -> "Figure":
 
     Parameters
     ----------
-    frame : a table; its majority rows become lines, rows without latency are named below the panels.
+    frame : a table; majority and bag of words become lines, rows without latency are named below the panels.
     subtitle : a further line under the title, such as the verdict of `pooled_contrast`.
 
     Raises
@@ -131,7 +131,7 @@ def draw_landscape(frame: pd.DataFrame, subtitle: str = "") -> "Figure":
     from matplotlib.figure import Figure
 
     places = panels(frame)
-    timed = frame.dropna(subset=["latency_ms", "value"])
+    timed = frame[~frame.method.isin(_LINES)].dropna(subset=["latency_ms", "value"])
     if timed.empty:
         raise ValueError("no row of the table has a latency, so there is no landscape to draw")
     columns = len(places) if len(places) < 4 else 2
@@ -165,8 +165,8 @@ def _draw_panel(ax, place: tuple[str, str], rows: pd.DataFrame, largest: float):
     from matplotlib.colors import to_rgb
     from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
-    metric = rows.metric.iloc[0]
-    shown = rows.dropna(subset=["latency_ms", "value"])
+    metric, flat = rows.metric.iloc[0], rows.method.isin(_LINES)
+    shown = rows[~flat].dropna(subset=["latency_ms", "value"])
     colours = [COLOURS[FAMILIES.get(method, "other")] for method in shown.method]
     inks = [tuple(0.7 * part for part in to_rgb(colour)) for colour in colours]  # dark enough to read as text
     areas = (AREA * shown.size_bytes.astype(float) / largest).fillna(0).clip(lower=12).to_numpy()
@@ -180,24 +180,31 @@ def _draw_panel(ax, place: tuple[str, str], rows: pd.DataFrame, largest: float):
     ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     ax.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
     ax.xaxis.set_minor_formatter(NullFormatter())
-    _limit(ax, shown, rows.value[rows.method == "majority"])
-    untimed = rows[rows.latency_ms.isna() & (rows.method != "majority")].method.tolist()
+    _limit(ax, shown, rows[flat])
+    untimed = rows[rows.latency_ms.isna() & ~flat].method.tolist()
     if untimed:
         ax.set_xlabel(f"{ax.get_xlabel()}\nnot timed: {', '.join(untimed)}")
     return lambda: _write_names(ax, shown, np.sqrt(areas / math.pi), inks)
 
 
-def _limit(ax, shown: pd.DataFrame, constant: pd.Series) -> None:
+_LINES = {"majority": "majority", "bag_of_words": "bag of words"}  # they cost next to nothing: a line, not a bubble
+
+
+def _limit(ax, shown: pd.DataFrame, constants: pd.DataFrame) -> None:
     bottom, top = shown.ci_low.fillna(shown.value).min(), shown.ci_high.fillna(shown.value).max()
-    span = max(top - bottom, 0.02)
-    if len(constant) and constant.iloc[0] < bottom - 1.5 * span:
-        ax.text(0.01, 0.02, f"\N{DOWNWARDS ARROW} majority {constant.iloc[0]:.3f}", transform=ax.transAxes, fontsize=9,
+    span, below = max(top - bottom, 0.02), []
+    for row in constants.sort_values("value").itertuples():
+        name = f"{_LINES[row.method]} {row.value:.3f}"
+        if row.value < bottom - 1.5 * span:
+            below.append(name)
+            continue
+        ax.axhline(row.value, ls="--", lw=1, color=COLOURS["reference"], zorder=1)
+        ax.annotate(name, (0.01, row.value), xycoords=("axes fraction", "data"), xytext=(0, 4), textcoords="offset points",
+                    fontsize=9, color=COLOURS["reference"])
+        bottom, top = min(bottom, row.value), max(top, row.value)
+    if below:
+        ax.text(0.01, 0.02, f"\N{DOWNWARDS ARROW} {', '.join(below)}", transform=ax.transAxes, fontsize=9,
                 color=COLOURS["reference"])
-    elif len(constant):
-        ax.axhline(constant.iloc[0], ls="--", lw=1, color=COLOURS["reference"], zorder=1)
-        ax.annotate(f"majority {constant.iloc[0]:.3f}", (0.01, constant.iloc[0]), xycoords=("axes fraction", "data"),
-                    xytext=(0, 4), textcoords="offset points", fontsize=9, color=COLOURS["reference"])
-        bottom, top = min(bottom, constant.iloc[0]), max(top, constant.iloc[0])
     ax.set_ylim(bottom - 0.2 * span, top + 0.25 * span)
 
 # %% ../nbs/62_figures.ipynb #cell-028
@@ -271,7 +278,7 @@ def draw_ladder(frame: pd.DataFrame, subtitle: str = "") -> "Figure":
     if not any((rows.method == "ladder").any() for rows in places.values()):
         raise ValueError("no rung of the ladder has a latency, so there is no ladder to draw")
     with style():
-        fig = Figure(figsize=(max(7.5, 5.6 * len(places)), 5), layout="constrained")
+        fig = Figure(figsize=(max(9, 5.6 * len(places)), 5), layout="constrained")
         FigureCanvasAgg(fig)
         _header(fig, _top_rung(frame, places), subtitle)
         axes = fig.subplots(1, len(places), squeeze=False)[0]

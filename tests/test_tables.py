@@ -188,3 +188,5 @@ def test_a_contrast_may_be_about_one_setting_and_a_reference_of_one_seed():
     assert said.startswith("ladder rung=2 above teacher by -0.") and said.endswith("does not hold")
     with pytest.raises(ValueError, match="runs of only one of them"):
         pooled_contrast(records, "ladder", "teacher", TASKS[:1], "rung=3")
+    close = pooled_contrast(records, "ladder", "teacher", TASKS[:1], "rung=1", margin=0.3)
+    assert close.startswith("ladder rung=1 no more than 0.3 below teacher: difference -0.") and close.endswith("holds")
