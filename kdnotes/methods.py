@@ -147,15 +147,18 @@ def fit_kd(
     return problem.fit(_student(problem, layers, width, heads, inner, init), problem.taught, objective)
 
 # %% ../nbs/60_methods.ipynb #cbfea4f09
-register("distilbert", "alternate teacher layers; soft labels, hard labels, aligned states", "arXiv 1910.01108")(fit_distilbert)
-register("pkd", "the first layers, whose [CLS] states follow the teacher's", "arXiv 1908.09355")(fit_pkd)
-register("tinybert", "a narrow student that follows layer by layer, on augmented data", "arXiv 1909.10351")(fit_tinybert)
-register("minilm", "a student that copies the last layer's attention and value relations", "arXiv 2002.10957")(fit_minilm)
-register("albert", "one layer used at every depth, factorised embeddings", "arXiv 1909.11942")(fit_albert)
-register("int8_dynamic", "the teacher in 8 bits by ONNX Runtime, without training")(fit_int8_dynamic)
-register("qbert_8bit", "the teacher in 8 bits, fine-tuned while rounded", "arXiv 1909.05840")(fit_qbert_8bit)
-register("qbert_4bit", "the teacher in 4 bits, fine-tuned while rounded", "arXiv 1909.05840")(fit_qbert_4bit)
-register("qbert_mixed", "the teacher in 2 and 3 bits by curvature, fine-tuned while rounded", "arXiv 1909.05840")(fit_qbert_mixed)
+for name, fit, summary, source in (
+    ("distilbert", fit_distilbert, "alternate teacher layers; soft labels, hard labels, aligned states", "arXiv 1910.01108"),
+    ("pkd", fit_pkd, "the first layers, whose [CLS] states follow the teacher's", "arXiv 1908.09355"),
+    ("tinybert", fit_tinybert, "a narrow student that follows layer by layer, on augmented data", "arXiv 1909.10351"),
+    ("minilm", fit_minilm, "a student that copies the last layer's attention and value relations", "arXiv 2002.10957"),
+    ("albert", fit_albert, "one layer used at every depth, factorised embeddings", "arXiv 1909.11942"),
+    ("int8_dynamic", fit_int8_dynamic, "the teacher in 8 bits by ONNX Runtime, without training", ""),
+    ("qbert_8bit", fit_qbert_8bit, "the teacher in 8 bits, fine-tuned while rounded", "arXiv 1909.05840"),
+    ("qbert_4bit", fit_qbert_4bit, "the teacher in 4 bits, fine-tuned while rounded", "arXiv 1909.05840"),
+    ("qbert_mixed", fit_qbert_mixed, "the teacher in 2 and 3 bits by curvature, fine-tuned while rounded", "arXiv 1909.05840"),
+):
+    register(name, summary, source)(fit)
 
 # %% ../nbs/60_methods.ipynb #cbccdaa44
 @register("ladder", "distil, then ONNX Runtime, then 8 bits: one rung on the other")
