@@ -327,7 +327,10 @@ def _draw_rungs(ax, place: tuple[str, str], rows: pd.DataFrame, names: Sequence[
 
     def write():
         down, up = (ax.transData.transform(np.c_[rows.speedup, rows[end]]) for end in ("ci_low", "ci_high"))
-        label(ax, texts, points, np.sqrt(areas / math.pi), inks, [tuple(box) for box in np.hstack([down - 2, up + 2])])
+        path = ax.transData.transform(points)
+        steps = np.concatenate([np.linspace(a, b, 30) for a, b in zip(path[:-1], path[1:])])
+        clear = np.vstack([np.hstack([down - 2, up + 2]), np.hstack([steps - 3, steps + 3])])
+        label(ax, texts, points, np.sqrt(areas / math.pi), inks, [tuple(box) for box in clear])
 
     return write
 
