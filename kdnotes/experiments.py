@@ -363,7 +363,7 @@ ARTEFACTS = {
     ),
     "fig02_ladder": Artefact(
         "fig02_ladder", "Figure 2, continued: the ladder of what a practitioner stacks", "fig02_ladder",
-        ("majority", "teacher", "ladder"), ("sst2",), ("ladder", "teacher"), {}, margin=0.005,
+        ("majority", "teacher", "undistilled", "ladder"), ("sst2",), ("ladder", "teacher"), {}, margin=0.005,
         settings={"ladder": {f"rung={rung}": dict(rung=rung) for rung in (1, 2, 3)}},
         real_tasks=("clinc150",), overrides={"laptop": dict(rows=16_000, width=288)},
     ),

@@ -194,7 +194,7 @@ def _limit(ax, shown: pd.DataFrame, constants: pd.DataFrame) -> None:
     bottom, top = shown.ci_low.fillna(shown.value).min(), shown.ci_high.fillna(shown.value).max()
     span, below = max(top - bottom, 0.02), []
     for row in constants.sort_values("value").itertuples():
-        name = f"{_LINES[row.method]} {row.value:.3f}"
+        name = f"{_LINES.get(row.method, row.method)} {row.value:.3f}"
         if row.value < bottom - 1.5 * span:
             below.append(name)
             continue
@@ -274,7 +274,8 @@ def draw_ladder(frame: pd.DataFrame, subtitle: str = "") -> "Figure":
 
     from kdnotes.landscape.ladder import RUNGS
 
-    places = panels(frame[frame.method.isin(["teacher", "ladder"])].dropna(subset=["speedup", "value"]))
+    climbed = frame[frame.method.isin(["teacher", "ladder"])].dropna(subset=["speedup", "value"])
+    places, below = panels(climbed), panels(frame[frame.method.isin(["majority", "undistilled"])].dropna(subset=["value"]))
     if not any((rows.method == "ladder").any() for rows in places.values()):
         raise ValueError("no rung of the ladder has a latency, so there is no ladder to draw")
     with style():
@@ -282,7 +283,8 @@ def draw_ladder(frame: pd.DataFrame, subtitle: str = "") -> "Figure":
         FigureCanvasAgg(fig)
         _header(fig, _top_rung(frame, places), subtitle)
         axes = fig.subplots(1, len(places), squeeze=False)[0]
-        finish = [_draw_rungs(ax, *panel, ("teacher", *RUNGS)) for ax, panel in zip(axes, places.items())]
+        finish = [_draw_rungs(ax, place, rows, below.get(place, rows[:0]), ("teacher", *RUNGS))
+                  for ax, (place, rows) in zip(axes, places.items())]
         fig.draw_without_rendering()
         fig.set_layout_engine("none")
         for write in finish:
@@ -298,8 +300,8 @@ def _top_rung(frame: pd.DataFrame, places: Mapping) -> str:
     share = f"{100 * kept.median():.0f} % of its teacher's score, " if len(kept) else ""
     return f"The top rung: {share}{np.median(smaller):.1f} times smaller, {tops.speedup.median():.1f} times faster"
 
-
-def _draw_rungs(ax, place: tuple[str, str], rows: pd.DataFrame, names: Sequence[str]):
+# %% ../nbs/62_figures.ipynb #d1f0c3a2
+def _draw_rungs(ax, place: tuple[str, str], rows: pd.DataFrame, constants: pd.DataFrame, names: Sequence[str]):
     from matplotlib.colors import to_rgb
     from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
@@ -311,10 +313,9 @@ def _draw_rungs(ax, place: tuple[str, str], rows: pd.DataFrame, names: Sequence[
     ax.vlines(rows.speedup, rows.ci_low, rows.ci_high, color=colours, lw=1.2, alpha=0.7, zorder=2)
     ax.scatter(rows.speedup, rows.value, s=areas, c=colours, alpha=0.55, edgecolors=colours, zorder=3)
     ax.axhline(teacher.value - 0.005, ls=":", lw=1, color=COLOURS["reference"])
-    low, high = rows.ci_low.min(), rows.ci_high.max()
-    span = max(high - low, 0.02)
+    _limit(ax, rows, constants)
     ax.set_xscale("log")
-    ax.set(xlim=(0.5, rows.speedup.max() * 2.5), ylim=(low - 0.5 * span, high + 0.4 * span))
+    ax.set(xlim=(0.5, rows.speedup.max() * 2.5))
     ax.set(title=" ".join(filter(None, place)), xlabel="times faster than the teacher (CPU, batch 1, length 128)",
            ylabel=METRICS[rows.metric.iloc[0]].title)
     ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
@@ -329,7 +330,9 @@ def _draw_rungs(ax, place: tuple[str, str], rows: pd.DataFrame, names: Sequence[
         down, up = (ax.transData.transform(np.c_[rows.speedup, rows[end]]) for end in ("ci_low", "ci_high"))
         path = ax.transData.transform(points)
         steps = np.concatenate([np.linspace(a, b, 30) for a, b in zip(path[:-1], path[1:])])
-        clear = np.vstack([np.hstack([down - 2, up + 2]), np.hstack([steps - 3, steps + 3])])
+        floor = ax.transData.transform((1, teacher.value - 0.005))[1]
+        clear = np.vstack([np.hstack([down - 2, up + 2]), np.hstack([steps - 3, steps + 3]),
+                           (ax.bbox.x0, floor - 2, ax.bbox.x1, floor + 2)])
         label(ax, texts, points, np.sqrt(areas / math.pi), inks, [tuple(box) for box in clear])
 
     return write
