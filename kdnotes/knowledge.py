@@ -89,6 +89,8 @@ class Problem:
     training: arguments of `kdnotes.training.train` that all methods share (epochs, lr, seed ...).
     folder: where long training keeps its checkpoints, or None.
     cache: where what several runs share is kept (augmented rows), or None.
+    source: encoded rows of other domains with a column `domain`, an index into `domains`; or None.
+    domains: names of the domains, the target first.
     """
 
     teacher: PreTrainedModel
@@ -102,6 +104,8 @@ class Problem:
     training: dict = field(default_factory=dict)
     folder: Path | None = None
     cache: Store | None = None
+    source: object | None = None
+    domains: tuple[str, ...] = ("target",)
 
     @cached_property
     def taught(self):

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['METHODS', 'Method', 'register', 'find_method', 'check_settings', 'fit_teacher', 'fit_undistilled', 'fit_kd',
-           'fit_ladder', 'Columns', 'read_columns', 'fine_tune', 'Card', 'make_card', 'check_teacher', 'distill']
+           'fit_ladder', 'Columns', 'read_columns', 'fine_tune', 'Card', 'make_card', 'check_teacher', 'read_source',
+           'distill']
 
 # %% ../nbs/60_methods.ipynb #cell-003
 import inspect
@@ -320,13 +321,34 @@ def check_teacher(teacher: PreTrainedModel, tokenizer, columns: Columns) -> None
     if len(tokenizer) > teacher.config.vocab_size:
         raise ValueError(f"the tokenizer has {len(tokenizer)} pieces, the teacher only {teacher.config.vocab_size}")
 
+# %% ../nbs/60_methods.ipynb #a5b7e90c
+def read_source(source, domain: str, target: str, tokenizer, columns: Columns, max_length: int):
+    """The encoded rows of other domains with their domain's index, and the names of all domains, the target first.
+
+    Raises
+    ------
+    ValueError
+        There is no column that names the domain, it names the target, or text or labels are not those of `train`.
+    """
+    if source is None:
+        return None, (target,)
+    if domain not in source.column_names:
+        raise ValueError(f"source has no column {domain!r} that names a row's domain, only {', '.join(source.column_names)}")
+    read_columns(source, columns.text, columns.label, columns.labels, columns.kind)
+    names = source[domain][:]
+    domains = (target, *sorted(set(names)))
+    if target in domains[1:]:
+        raise ValueError(f"source holds rows of the target domain {target!r}, which belong in train")
+    rows = encode(source, tokenizer, columns.text, columns.label, max_length, columns.kind)
+    return rows.add_column("domain", [domains.index(name) for name in names]), domains
+
 # %% ../nbs/60_methods.ipynb #cell-025b
 def distill(
     teacher, train, select, method: str = "kd", *, text=None, label: str = "label", labels=None, kind: str | None = None,
     tokenizer=None, encoder=None, metric: str = "accuracy", max_length: int = 64, seed: int = 0, epochs: float = 4,
     lr: float = 5e-5, batch_size: int = 32, evaluations: int = 1, patience: int | None = None, bf16: bool = False,
-    report=None, card: bool = True, folder: Path | None = None, cache: Store | None = None, progress: bool = False,
-    **settings,
+    source=None, domain: str = "domain", target: str = "target", report=None, card: bool = True, folder: Path | None = None,
+    cache: Store | None = None, progress: bool = False, **settings,
 ) -> PreTrainedModel:  # fmt: skip
     """Make a small model from a teacher by any method of the registry.
 
@@ -340,6 +362,8 @@ def distill(
     encoder: the pre-trained model (or its name) that students take their first weights from; the teacher if None.
     metric, max_length, seed, epochs, lr, batch_size, evaluations, patience, bf16, folder, progress: see `kdnotes.training.train`.
     cache: where what several students share is kept, such as augmented rows.
+    source: labelled rows of other domains, same columns and labels as `train`, for methods that learn from them.
+    domain, target: the column of `source` that names a row's domain, and the name of the domain of `train`.
     report: rows for the card that no choice is made on; `select` if None.
     card: measure the student and hang a `Card` on it as `.card`.
     settings: the method's own, see `METHODS[method].settings`.
@@ -365,8 +389,9 @@ def distill(
                     seed=seed, bf16=bf16, progress=progress)  # fmt: skip
     teacher.eval().requires_grad_(False).to("cuda" if torch.cuda.is_available() else "cpu")
     problem = Problem(
-        teacher, encoder or teacher, tokenizer, *parts, columns.labels, columns.kind, metric, training, folder, cache
-    )
+        teacher, encoder or teacher, tokenizer, *parts, columns.labels, columns.kind, metric, training, folder, cache,
+        *read_source(source, domain, target, tokenizer, columns, max_length),
+    )  # fmt: skip
     split, data = "select", parts[1]
     if report is not None:
         split, data = "report", encode(report, tokenizer, columns.text, columns.label, max_length, columns.kind)

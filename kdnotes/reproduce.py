@@ -15,8 +15,9 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 
-from .experiments import ARTEFACTS, compute_all, find_artefact, find_profile, grid
+from .experiments import ARTEFACTS, compute_all, find_artefact, grid
 from .figures import compare, draw_ladder, draw_landscape, pooled_contrast, read_table, same_table, save_artefact, table
+from .specs import find_profile
 from .store import Store, provenance, read_lines
 
 # %% ../nbs/63_reproduce.ipynb #cell-006

@@ -149,7 +149,8 @@ def _rows(key: Key, groups: dict[Key, Group], one: Task, baseline: str) -> list[
         shares = kept(*(draws(k, one.metrics[0]) for k in (key, teacher, constant)))
         rows += [{**common, "metric": name, **_columns(interval(share), "value", "ci_low", "ci_high")}
                  for name, share in zip(KEPT, shares)]
-    return rows
+    return rows + [{**common, "metric": name, **_columns(found, "value", "ci_low", "ci_high")}
+                   for name, found in _measures(groups[key].records).items()]
 
 # %% ../nbs/14_tables.ipynb #cell-023
 def _counterpart(method: str, key: Key, groups: Mapping[Key, Group]) -> Key | None:
@@ -166,6 +167,14 @@ def _shared(records: list[dict]) -> dict:
     return {"seeds": len(records), "n_train": records[0]["n_train"], "n_report": records[0]["n_report"],
             "note": "; ".join(dict.fromkeys(run["note"] for run in records if run.get("note"))),
             **{name: float(np.median(values)) for name, values in costs.items() if values}}
+
+
+def _measures(records: list[dict]) -> dict[str, Interval]:
+    """What the runs measured beside accuracy and cost, such as a searched depth: the mean over seeds and its range."""
+    found = [run.get("details", {}).get("measures", {}) for run in records]
+    names = dict.fromkeys(name for one in found for name in one)
+    values = {name: [one[name] for one in found if name in one] for name in names}
+    return {name: Interval(float(np.mean(each)), float(min(each)), float(max(each))) for name, each in values.items()}
 
 
 def _six_digits(number: float) -> float:

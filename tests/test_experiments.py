@@ -8,7 +8,8 @@ import pytest
 import tiny
 
 from kdnotes import experiments
-from kdnotes.experiments import ARTEFACTS, PROFILES, compute_all, grid, make_spec, run_spec, teacher_spec
+from kdnotes.experiments import ARTEFACTS, compute_all, grid, run_spec, teacher_spec
+from kdnotes.specs import PROFILES, make_spec
 from kdnotes.methods import METHODS
 from kdnotes.store import Store, address, unpack
 
