@@ -209,21 +209,24 @@ def _limit(ax, shown: pd.DataFrame, constants: pd.DataFrame) -> None:
 
 # %% ../nbs/62_figures.ipynb #cell-028
 def _write_names(ax, shown: pd.DataFrame, radii: np.ndarray, inks: Sequence[tuple]) -> None:
-    renderer = ax.figure.canvas.get_renderer()
     points = shown[["latency_ms", "value"]].to_numpy(float)
     low, high = (ax.transData.transform(np.c_[points[:, 0], shown[end].fillna(shown.value)])
                  for end in ("ci_low", "ci_high"))
     clear = [tuple(box) for box in np.hstack([low - 2, high + 2])]
-    clear += [tuple(text.get_window_extent(renderer).extents) for text in ax.texts]
-    for line in ax.lines:
-        if line.get_linestyle() == "--":
-            y = ax.transData.transform((1, line.get_ydata()[0]))[1]
-            clear.append((ax.bbox.x0, y - 2, ax.bbox.x1, y + 2))
+    clear += _lines_and_texts(ax)
     names = [" ".join(filter(None, name)) for name in zip(shown.method, shown.setting)]
     placed = label(ax, names, points, radii, inks, clear)
     r = radii * ax.figure.dpi / 72
     bubbles = [(x - a, y - a, x + a, y + a) for (x, y), a in zip(ax.transData.transform(points), r)]
     _write_better(ax, np.array(clear + placed + bubbles))
+
+
+def _lines_and_texts(ax) -> list[tuple]:
+    """Rectangles of the level lines and texts that axes hold already, in pixels."""
+    renderer = ax.figure.canvas.get_renderer()
+    levels = [ax.transData.transform((1, line.get_ydata()[0]))[1] for line in ax.lines if line.get_linestyle() in ("--", ":")]
+    texts = [tuple(text.get_window_extent(renderer).extents) for text in ax.texts]
+    return texts + [(ax.bbox.x0, y - 2, ax.bbox.x1, y + 2) for y in levels]
 
 
 def _write_better(ax, taken: np.ndarray) -> None:
@@ -330,9 +333,7 @@ def _draw_rungs(ax, place: tuple[str, str], rows: pd.DataFrame, constants: pd.Da
         down, up = (ax.transData.transform(np.c_[rows.speedup, rows[end]]) for end in ("ci_low", "ci_high"))
         path = ax.transData.transform(points)
         steps = np.concatenate([np.linspace(a, b, 30) for a, b in zip(path[:-1], path[1:])])
-        floor = ax.transData.transform((1, teacher.value - 0.005))[1]
-        clear = np.vstack([np.hstack([down - 2, up + 2]), np.hstack([steps - 3, steps + 3]),
-                           (ax.bbox.x0, floor - 2, ax.bbox.x1, floor + 2)])
+        clear = np.vstack([np.hstack([down - 2, up + 2]), np.hstack([steps - 3, steps + 3]), _lines_and_texts(ax)])
         label(ax, texts, points, np.sqrt(areas / math.pi), inks, [tuple(box) for box in clear])
 
     return write
