@@ -33,7 +33,10 @@ toc_object_entries_show_parents = "hide"
 html_theme = "pydata_sphinx_theme"
 html_static_path = ["static"]
 html_css_files = ["site.css"]
-html_copy_source = html_show_sourcelink = False
+html_favicon = "static/icon.svg"
+html_context = {"default_mode": "auto"}
+html_show_sourcelink = False
+html_copy_source = False
 html_sidebars = {page: [] for page in ("index", "CONTRIBUTING", "CHANGELOG", "search")}
 html_theme_options = {
     "logo": {"text": project},
