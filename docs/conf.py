@@ -24,6 +24,7 @@ myst_heading_anchors = 3
 mathjax_path = "mathjax/tex-svg.js"
 mathjax3_config = {"options": {"enableMenu": False}}
 
+napoleon_use_ivar = True
 autodoc_member_order = "bysource"
 autodoc_typehints_format = "short"
 python_use_unqualified_type_names = True
@@ -52,6 +53,7 @@ html_theme_options = {
 def tidy(app, what, name, obj, options, lines):
     """Docstrings write `name : meaning` in one line; numpydoc wants the meaning below, what follows the colon is a type."""
     text = link_names("\n".join(lines), ":{}:")
+    text = re.sub(r"(`[^`\n]+`)(\w?)", lambda m: rf"{m[1]}\ {m[2]}" if m[2] else m[1], text)  # a plural: `Dataset`s
     head, *sections = re.split(r"^(?=(?:Parameters|Attributes|Returns|Raises)\n-+$)", text, flags=re.M)
     sections = [re.sub(r"^(\*{0,2}\w+(?:, \*{0,2}\w+)*) ?: (.+)", r"\1\n    \2", section, flags=re.M) for section in sections]
     lines[:] = (head + "".join(sections)).split("\n")

@@ -110,7 +110,7 @@ def prose(text: str, page: str, count) -> str:
     """A cell of Markdown with its equations numbered, and notebooks and names in backticks linked."""
 
     def change(part):
-        part = re.sub(r"\$\$(.+?)\$\$(?![ \t]*\()", lambda match: f"$${match[1]}$$ ({page}-{next(count)})", part, flags=re.S)
+        part = re.sub(r"(\$\$.+?\$\$)([ \t]*\([\w-]+\))?", lambda m: m[1] + (m[2] or f" ({page}-{next(count)})"), part, flags=re.S)
         part = re.sub(r"(?<!\[)`(\d\d_\w+)`", lambda m: f"[`{m[1]}`](/nbs/{m[1]}.ipynb)" if here(m[1]) else m[0], part)
         return link_names(part, "{{{}}}")
 
@@ -147,12 +147,13 @@ def owner() -> str:
 
 
 def committed(path: Path) -> str:
-    """The committed pictures of a figure notebook, to stand on its page: the notebook itself is stored without outputs."""
+    """What a figure notebook last drew, for its page: it is run in batch, and stored without outputs."""
     shown = ""
-    for found in sorted((ROOT / "figures").glob("*/*/provenance.json")):
+    for found in sorted((ROOT / "figures").glob("*/*/provenance.json"), reverse=True):
         if json.loads(found.read_text()).get("notebook") == path.as_posix():
-            folder = found.parent.relative_to(ROOT).as_posix()
-            shown += f"\n```{{figure}} /{folder}/figure.png\nThe committed picture, profile `{found.parent.name}`; its table stands on [](/figures/README.md).\n```\n"
+            folder, profile = found.parent.relative_to(ROOT).as_posix(), found.parent.name
+            table = f"{{ref}}`the table <{found.parent.parent.name}-{profile}>`"
+            shown += f"```{{figure}} /{folder}/figure.png\nCommitted, profile `{profile}`; with {table}.\n```\n\n"
     return shown
 
 
@@ -168,7 +169,11 @@ def convert(path: Path) -> nbformat.NotebookNode:
     head = re.match(r"# .*\n*(?:>.*\n?)*", first.source)
     if head is None:
         raise ValueError(f"{path}: its first cell must begin with a title, '# ...', got {first.source[:40]!r}")
-    first.source = f"{head[0].rstrip()}\n\n{links(path)}\n{committed(path)}\n{first.source[head.end():]}"
+    code = [place for place, cell in enumerate(notebook.cells) if cell.cell_type == "code"]
+    if code:
+        first.source = f"{head[0].rstrip()}\n\n{links(path)}\n{first.source[head.end():]}"
+    if pictures := committed(path):
+        notebook.cells.insert(code[0], nbformat.v4.new_markdown_cell(pictures))
     return notebook
 
 
@@ -180,7 +185,7 @@ def heading(path: Path) -> tuple[str, str]:
 
 
 def toctree(pages, caption: str = "") -> str:
-    entries = "\n".join(f"/{page}" for page in pages)
+    entries = "\n".join(page if "<" in page else f"/{page}" for page in pages)
     return f"```{{toctree}}\n:hidden:\n{caption and f':caption: {caption}'}\n\n{entries}\n```\n"
 
 
@@ -204,10 +209,10 @@ def stage(out: Path) -> None:
     for page in ("CONTRIBUTING.md", "CHANGELOG.md", "docs/index.md"):
         shutil.copy(ROOT / page, out)
     shutil.copytree(ROOT / "figures", out / "figures", ignore=shutil.ignore_patterns("*.jsonl", "*.svg"))
-    figures = (out / "figures" / "README.md").read_text()
+    figures = re.sub(r"^(?=## (\w+), profile `(\w+)`$)", r"(\1-\2)=\n", (out / "figures" / "README.md").read_text(), flags=re.M)
     (out / "figures" / "README.md").write_text(figures + "\n" + toctree(map(stem, notebooks("figures"))))
 
-    (out / "guides.md").write_text("# Guides\n\nShort ways in.\n\n" + listing(guides) + "\n" + toctree(map(stem, guides)))
+    (out / "guides.md").write_text("# Guides\n\nShort ways in.\n\n" + listing(guides) + "\n" + toctree(["Overview </nbs/index>", *map(stem, guides[1:])]))
     text = "# The book\n\nOne notebook, one idea, one module: each runs from top to bottom in seconds per cell.\n"
     for title, paths in book().items():
         text += f"\n## {title}\n\n{listing(paths)}\n{toctree(map(stem, paths), title)}"
