@@ -34,6 +34,7 @@ GROUPS = {
 # What a directive of a cell asks of myst-nb; `hide` and `default_exp` leave the whole cell out.
 TAGS = {"echo: false": "remove-input", "output: false": "remove-output", "code-fold: true": "hide-input"}
 DIRECTIVE = re.compile(r"^#\|[ \t]*([\w-]+)(:?)[ \t]*(.*)\n?", re.M)
+EQUATION = re.compile(r"(\$\$.+?\$\$)([ \t]*\([\w-]+\))?", re.S)
 FENCE = re.compile(r"(^```.*?^```[ \t]*$)", re.M | re.S)
 INSTALL = """\
 # Once per Colab session: the repository with its stored runs, and the package. It takes a minute or two.
@@ -110,7 +111,7 @@ def prose(text: str, page: str, count) -> str:
     """A cell of Markdown with its equations numbered, and notebooks and names in backticks linked."""
 
     def change(part):
-        part = re.sub(r"(\$\$.+?\$\$)([ \t]*\([\w-]+\))?", lambda m: m[1] + (m[2] or f" ({page}-{next(count)})"), part, flags=re.S)
+        part = EQUATION.sub(lambda m: m[1] + (m[2] or f" ({page}-{next(count)})"), part)
         part = re.sub(r"(?<!\[)`(\d\d_\w+)`", lambda m: f"[`{m[1]}`](/nbs/{m[1]}.ipynb)" if here(m[1]) else m[0], part)
         return link_names(part, "{{{}}}")
 
@@ -212,22 +213,47 @@ def stage(out: Path) -> None:
     figures = re.sub(r"^(?=## (\w+), profile `(\w+)`$)", r"(\1-\2)=\n", (out / "figures" / "README.md").read_text(), flags=re.M)
     (out / "figures" / "README.md").write_text(figures + "\n" + toctree(map(stem, notebooks("figures"))))
 
-    (out / "guides.md").write_text("# Guides\n\nShort ways in.\n\n" + listing(guides) + "\n" + toctree(["Overview </nbs/index>", *map(stem, guides[1:])]))
+    (out / "guides.md").write_text(guides_page(guides))
+    (out / "book.md").write_text(book_page())
+    (out / "api" / "index.md").write_text(api_page())
+    for module, source in modules().items():
+        (out / "api" / f"{module}.md").write_text(module_page(module, source))
+
+
+def guides_page(guides: list[Path]) -> str:
+    contents = toctree(["Overview </nbs/index>", *map(stem, guides[1:])])
+    return f"# Guides\n\nShort ways in.\n\n{listing(guides)}\n{contents}"
+
+
+def book_page() -> str:
     text = "# The book\n\nOne notebook, one idea, one module: each runs from top to bottom in seconds per cell.\n"
     for title, paths in book().items():
         text += f"\n## {title}\n\n{listing(paths)}\n{toctree(map(stem, paths), title)}"
-    (out / "book.md").write_text(text)
+    return text
 
-    text = "# API\n\nWhat each module exports. `import kdnotes` itself offers the front door:\n\n```{eval-rst}\n.. module:: kdnotes\n\n"
-    text += "".join(f".. autofunction:: kdnotes.{name}\n" for name in ("fine_tune", "distill", "run", "load_task")) + "```\n\n"
-    text += "## Modules\n\n" + "".join(f"- {{py:mod}}`{module}`\n" for module in modules())
-    (out / "api" / "index.md").write_text(text + "\n" + toctree(f"api/{module}" for module in modules()))
-    for module, source in modules().items():
-        text = f"# {module}\n\n"
-        if source:
-            text += f"Explained, step by step and at work, in [{heading(source)[0]}](/{source.as_posix()}).\n\n"
-        text += f"```{{eval-rst}}\n.. automodule:: {module}\n   :members:\n```\n"
-        (out / "api" / f"{module}.md").write_text(text)
+
+def api_page() -> str:
+    front = "".join(f".. autofunction:: kdnotes.{name}\n" for name in ("fine_tune", "distill", "run", "load_task"))
+    listed = "".join(f"- {{py:mod}}`{module}`\n" for module in modules())
+    contents = toctree(f"api/{module}" for module in modules())
+    return f"""# API
+
+What each module exports. `import kdnotes` itself offers the front door:
+
+```{{eval-rst}}
+.. module:: kdnotes
+
+{front}```
+
+## Modules
+
+{listed}
+{contents}"""
+
+
+def module_page(module: str, source: Path | None) -> str:
+    where = f"Explained, step by step and at work, in [{heading(source)[0]}](/{source.as_posix()}).\n\n" if source else ""
+    return f"# {module}\n\n{where}```{{eval-rst}}\n.. automodule:: {module}\n   :members:\n```\n"
 
 
 def for_colab(out: Path) -> None:
