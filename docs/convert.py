@@ -235,7 +235,7 @@ def book_page() -> str:
 def api_page() -> str:
     front = "".join(f".. autofunction:: kdnotes.{name}\n" for name in ("fine_tune", "distill", "run", "load_task"))
     listed = "".join(f"- {{py:mod}}`{module}`\n" for module in modules())
-    contents = toctree(f"api/{module}" for module in modules())
+    contents = toctree(f"{module.removeprefix('kdnotes.')} </api/{module}>" for module in modules())
     return f"""# API
 
 What each module exports. `import kdnotes` itself offers the front door:

@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parents[1]
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable"))), None)
 BOOK = sorted(path for path in (ROOT / "nbs").rglob("*.ipynb") if ".ipynb_checkpoints" not in path.parts)
 sys.path.insert(0, str(ROOT / "docs"))
-from convert import GROUPS, apply_directives, book, link_names, modules, names, prose  # noqa: E402
+from convert import GROUPS, apply_directives, book, for_colab, link_names, modules, names, prose  # noqa: E402
 
 
 @pytest.fixture(scope="module")
@@ -83,6 +83,14 @@ def test_equations_are_numbered_but_not_in_code():
     text = "$$ a $$\n\n```\n$$ b $$ and `kd_loss`\n```\n\n$$ c $$ (mine)\n\n$$ d $$"
     wanted = "$$ a $$ (p-1)\n\n```\n$$ b $$ and `kd_loss`\n```\n\n$$ c $$ (mine)\n\n$$ d $$ (p-2)"
     assert prose(text, "p", iter(range(1, 9))) == wanted
+
+
+def test_colab_gets_every_notebook_behind_an_install_cell(tmp_path):
+    for_colab(tmp_path)
+    for path in BOOK:
+        install, *cells = stored(tmp_path / path.relative_to(ROOT))
+        assert "pip install" in "".join(install["source"]) and not install["outputs"]
+        assert [cell["source"] for cell in cells] == [cell["source"] for cell in stored(path)]
 
 
 def test_every_number_has_one_group():
@@ -242,6 +250,8 @@ LOOK = """async () => {
     }
     for (const math of document.querySelectorAll('.math'))
         if (!math.querySelector('mjx-container')) wrong.push('not rendered: ' + math.textContent.trim().slice(0, 80));
+    for (const math of document.querySelectorAll('div.math mjx-container'))
+        if (innerWidth > 1200 && math.scrollWidth > math.clientWidth + 1) wrong.push('cut off: ' + math.closest('div').id);
     if (count('[data-mjx-error], mjx-merror')) wrong.push('MathJax reports an error');
     const over = document.documentElement.scrollWidth - document.documentElement.clientWidth;
     if (over > 0) wrong.push('the page is ' + over + ' pixels too wide');
