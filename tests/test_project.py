@@ -74,7 +74,7 @@ def test_constraints_are_plain_pins_of_every_requirement():
     assert len(pinned) == len(lines), "constraints.txt holds something else than name==version"
     project = PYPROJECT["project"]
     wanted = [*project["dependencies"]]
-    for extra in ("reproduce", "dev", "offline"):
+    for extra in ("reproduce", "dev", "docs", "offline"):
         wanted += project["optional-dependencies"][extra]
     names = {normal(re.match(r"[\w.-]+", requirement)[0]) for requirement in wanted}
     assert names <= set(pinned), f"not pinned: {sorted(names - set(pinned))}"
