@@ -18,10 +18,10 @@ PIPELINES = {"single": "text-classification", "pair": "text-classification", "to
 
 
 def _head(card, name: str) -> ModelCardData:
-    task, made = PIPELINES[card.made["kind"]], card.made
+    task, data = PIPELINES[card.made["kind"]], card.made["data_name"] or "own data"
     result = EvalResult(
-        task_type=task, dataset_type=made["data_name"] or "own data", dataset_name=made["data_name"] or "own data", dataset_split=card.split,
-        metric_type=card.metric, metric_value=round(card.score, 4),
+        task_type=task, dataset_type=data, dataset_name=data, dataset_split=card.split, metric_type=card.metric,
+        metric_value=round(card.score, 4),
     )  # fmt: skip
     tags = ["knowledge-distillation", "model-compression", f"kdnotes-{card.method}"]
     return ModelCardData(library_name="transformers", pipeline_tag=task, tags=tags, model_name=name, eval_results=[result])
@@ -30,7 +30,7 @@ def _head(card, name: str) -> ModelCardData:
 _BODY = """
 # {name}
 
-A student made by `{card.method}` with [kdnotes](https://pypi.org/project/kdnotes/).
+A student made by `{card.method}` with kdnotes.
 
 ## Use
 
@@ -47,7 +47,8 @@ Labels: {labels}. It reads at most {made[max_length]} tokens.
 | this student | {card.score:.3f} | {card.low:.3f} to {card.high:.3f} | {cost[params]:,} | {size:.1f} | {cost[latency_ms]:.2f} |
 | its teacher | {card.teacher_score:.3f} | {low:.3f} to {high:.3f} | {tcost[params]:,} | {tsize:.1f} | {tcost[latency_ms]:.2f} |
 
-The intervals are bootstrapped over the rows, for one seed; they do not cover other seeds. Latency is of one sequence of {length} tokens on a processor.{flatters}
+The intervals are bootstrapped over the rows, for one seed; they do not cover other seeds.
+Latency is of one sequence of {length} tokens on a processor.{flatters}
 
 ## Origin
 
@@ -79,7 +80,8 @@ def model_card(student: PreTrainedModel, name: str = "student") -> ModelCard:
     text = _BODY.format(
         name=name, card=card, made=made, use=use, labels=", ".join(made["labels"]), cost=card.cost, tcost=card.teacher_cost,
         size=card.cost["size_bytes"] / 1e6, tsize=card.teacher_cost["size_bytes"] / 1e6, length=made["latency_length"],
-        data=made["data_name"] or "own data", low=made["teacher_interval"][0], high=made["teacher_interval"][1], seed=made["training"]["seed"],
+        low=made["teacher_interval"][0], high=made["teacher_interval"][1],
+        data=made["data_name"] or "own data", seed=made["training"]["seed"],
         flatters=" *select* chose the weights, so its numbers flatter." if card.split == "select" else "",
         training=listed({k: v for k, v in made["training"].items() if k not in ("seed", "progress")}),
         settings=listed(made["settings"]), libraries=listed(made["libraries"]),

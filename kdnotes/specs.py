@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PROFILES', 'LONG_TASKS', 'WORLD_ENCODER', 'MERGED', 'Profile', 'find_profile', 'encoder_spec', 'make_spec',
-           'common_labels']
+           'common_labels', 'overrides']
 
 # %% ../nbs/60_specs.ipynb #5e0a0004
 from dataclasses import asdict, dataclass, fields, replace
@@ -173,3 +173,15 @@ def _source_spec(sources: tuple[str, ...], rows: int, origin: str, target, domai
         common_labels(this, target)
     return dict(sources=list(sources), source_rows=rows,
                 source_data={name: data_sha256(task(name.partition("/")[0]), origin) for name in sources})
+
+# %% ../nbs/60_specs.ipynb #c60ask002
+def overrides(spec: dict) -> dict:
+    """What to give `make_spec`, besides method, task, seed and profile, to get a spec again."""
+    base = make_spec(spec["method"], spec["task"], spec["seed"], spec["profile"])
+    names = {field.name for field in fields(Profile)} | {"domain", "setting", "budget", "sources", "source_rows"}
+    changed = {name: spec[name] for name in names & spec.keys() if spec[name] != base.get(name)}
+    if "max_length" in changed and spec["task"] in LONG_TASKS:
+        changed["long_length"] = changed.pop("max_length")
+    if spec.get("world_encoder") != base.get("world_encoder"):
+        changed["world_encoder"] = {name: spec["world_encoder"][name] for name in WORLD_ENCODER}
+    return changed | {name: value for name, value in spec["settings"].items() if value != base["settings"][name]}
