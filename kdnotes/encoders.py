@@ -72,7 +72,7 @@ def load(auto, name: str, **options):
     """
     try:
         return auto.from_pretrained(find_encoder(name), **options)
-    except (OSError, SafetensorError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         raise OSError(f"cannot load {str(name)!r}: {str(error).strip().splitlines()[0]}") from None
 
 # %% ../nbs/05_encoders.ipynb #cell-011
