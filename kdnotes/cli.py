@@ -9,6 +9,7 @@ __all__ = ['app', 'ProfileOption', 'SetOption', 'StoreOption', 'quietly', 'read_
 # %% ../nbs/64_command_line.ipynb #cell-003
 import importlib.util
 import json
+import logging
 import os
 import platform
 import shutil
@@ -25,10 +26,20 @@ app = typer.Typer(
 )  # fmt: skip
 
 
+class _Line(logging.Handler):
+    """Tells what the cache found, on the error stream."""
+
+    def emit(self, record):
+        typer.echo(record.getMessage(), err=True)
+
+
 def quietly(call, *args, **kwargs):
     """Call a function; turn errors that a user can mend into one line and exit code 2."""
     for noisy in ("transformers", "datasets"):
         os.environ.setdefault(f"{noisy.upper()}_VERBOSITY", "error")
+    kept = logging.getLogger("kdnotes.cache")
+    kept.setLevel(logging.INFO)
+    kept.handlers = kept.handlers or [_Line()]
     try:
         from datasets import disable_progress_bars
         from transformers.utils.logging import disable_progress_bar

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PROFILES', 'LONG_TASKS', 'WORLD_ENCODER', 'MERGED', 'Profile', 'find_profile', 'encoder_spec', 'make_spec',
-           'common_labels']
+           'common_labels', 'overrides']
 
 # %% ../nbs/60_specs.ipynb #5e0a0004
 from dataclasses import asdict, dataclass, fields, replace
@@ -13,7 +13,7 @@ from functools import lru_cache
 import torch
 
 from . import worlds
-from .methods import check_settings, find_method
+from .methods import check_settings, find_method, typed
 from .tasks import data_sha256, task
 
 # %% ../nbs/60_specs.ipynb #cell-006
@@ -92,19 +92,10 @@ def encoder_spec(changes: dict | None = None) -> dict:
     """
     for name in (changes or {}).keys() - WORLD_ENCODER.keys():
         raise ValueError(f"the world's encoder has no {name!r}, expected one of {', '.join(WORLD_ENCODER)}")
-    changed = {name: _typed(name, value, WORLD_ENCODER[name]) for name, value in (changes or {}).items()}
+    changed = {name: typed(name, value, WORLD_ENCODER[name]) for name, value in (changes or {}).items()}
     return dict(kind="encoder", world=_world(), **WORLD_ENCODER | changed)
 
 # %% ../nbs/60_specs.ipynb #cell-012
-def _typed(name: str, value, like):
-    """`value` as the type of `like`, or a ValueError that names it; a None default takes anything."""
-    if like is None or isinstance(value, type(like)) and isinstance(value, bool) == isinstance(like, bool):
-        return value
-    if isinstance(like, float) and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    raise ValueError(f"{name}={value!r} should be of type {type(like).__name__}, like {like!r}")
-
-
 def make_spec(
     method: str, task_name: str, seed: int = 0, profile: str = "world", domain: str = "", setting: str = "",
     world_encoder: dict | None = None, budget: int = 0, sources: tuple[str, ...] = (), source_rows: int = 0, **overrides,
@@ -135,9 +126,9 @@ def make_spec(
     for name in sorted(unknown):
         known = ", ".join(sorted(names | chosen.settings.keys()))
         raise ValueError(f"unknown parameter {name!r} of {method}: expected one of {known}")
-    size = replace(size, **{k: _typed(k, v, getattr(size, k)) for k, v in overrides.items() if k in names})
+    size = replace(size, **{k: typed(k, v, getattr(size, k)) for k, v in overrides.items() if k in names})
     shape = {k: getattr(size, k) for k in ("layers", "width", "heads") if k in chosen.settings}
-    own = {k: _typed(k, v, chosen.settings[k]) for k, v in overrides.items() if k in chosen.settings and k not in names}
+    own = {k: typed(k, v, chosen.settings[k]) for k, v in overrides.items() if k in chosen.settings and k not in names}
     numbers = {k: v for k, v in asdict(size).items() if k not in ("seeds", "layers", "width", "heads", "long_length")}
     numbers["max_length"] = size.long_length if task_name in LONG_TASKS else size.max_length
     made = dict(world_encoder=encoder_spec(world_encoder)) if size.encoder == "world" else {}
@@ -182,3 +173,15 @@ def _source_spec(sources: tuple[str, ...], rows: int, origin: str, target, domai
         common_labels(this, target)
     return dict(sources=list(sources), source_rows=rows,
                 source_data={name: data_sha256(task(name.partition("/")[0]), origin) for name in sources})
+
+# %% ../nbs/60_specs.ipynb #c60ask002
+def overrides(spec: dict) -> dict:
+    """What to give `make_spec`, besides method, task, seed and profile, to get a spec again."""
+    base = make_spec(spec["method"], spec["task"], spec["seed"], spec["profile"])
+    names = {field.name for field in fields(Profile)} | {"domain", "setting", "budget", "sources", "source_rows"}
+    changed = {name: spec[name] for name in names & spec.keys() if spec[name] != base.get(name)}
+    if "max_length" in changed and spec["task"] in LONG_TASKS:
+        changed["long_length"] = changed.pop("max_length")
+    if spec.get("world_encoder") != base.get("world_encoder"):
+        changed["world_encoder"] = {name: spec["world_encoder"][name] for name in WORLD_ENCODER}
+    return changed | {name: value for name, value in spec["settings"].items() if value != base["settings"][name]}

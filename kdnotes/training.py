@@ -4,16 +4,18 @@
 
 # %% auto #0
 __all__ = ['encode', 'first_pieces', 'Collate', 'LengthGrouped', 'predict', 'model_inputs', 'predicted_labels', 'gold_labels',
-           'supervised', 'ObjectiveTrainer', 'last_checkpoint', 'train', 'encode_plain', 'train_mlm', 'MaskedCollate',
-           'fill_mask']
+           'supervised', 'ObjectiveTrainer', 'last_checkpoint', 'check_training', 'train', 'encode_plain', 'train_mlm',
+           'MaskedCollate', 'fill_mask']
 
 # %% ../nbs/08_training.ipynb #cell-003
+import hashlib
 import json
 import shutil
 import tempfile
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
+from zipfile import BadZipFile, ZipFile
 
 import numpy as np
 import torch
@@ -30,6 +32,7 @@ from transformers.trainer_pt_utils import get_length_grouped_indices
 
 from .losses import cross_entropy
 from .metrics import score
+from .store import write_atomic
 
 # %% ../nbs/08_training.ipynb #cell-006
 def encode(data, tokenizer, text: tuple[str, ...], label: str, max_length: int, kind: str = "single"):
@@ -169,6 +172,11 @@ class ObjectiveTrainer(Trainer):
         data = train_dataset if train_dataset is not None else self.train_dataset
         return LengthGrouped(data["length"], self.args.train_batch_size, self.args.seed)
 
+    def _save(self, output_dir=None, state_dict=None):
+        super()._save(output_dir, state_dict)
+        for weights in Path(output_dir).glob("*.safetensors"):
+            weights.with_suffix(".sha256").write_text(_sha256(weights))
+
     def evaluate(self, *args, **kwargs) -> dict[str, float]:
         metrics = {"eval_score": self.metric(self.model)}
         self.log(metrics)
@@ -177,14 +185,52 @@ class ObjectiveTrainer(Trainer):
 
 # %% ../nbs/08_training.ipynb #cell-028
 def last_checkpoint(folder: Path) -> str | None:
-    """The newest finished checkpoint in `folder`; unfinished ones are deleted."""
+    """The newest finished checkpoint in `folder`; unfinished and damaged ones are deleted."""
+    whole = {}
     for path in sorted(folder.glob("checkpoint-*"), key=lambda p: int(p.name.split("-")[1]), reverse=True):
         try:
-            json.loads((path / "trainer_state.json").read_text())
-            return str(path)
-        except (OSError, ValueError):
+            whole[path] = _checked(path)
+        except (OSError, ValueError, BadZipFile):
             shutil.rmtree(path, ignore_errors=True)
-    return None
+    best = {path: state.get("best_model_checkpoint") for path, state in whole.items()}
+    return next((str(path) for path in whole if not best[path] or folder / Path(best[path]).name in whole), None)
+
+
+def _checked(checkpoint: Path) -> dict:
+    """The trainer's state in a checkpoint, if all of its files are as they were written."""
+    state = json.loads((checkpoint / "trainer_state.json").read_text())
+    for weights in checkpoint.glob("*.safetensors"):
+        if _sha256(weights) != weights.with_suffix(".sha256").read_text():
+            raise ValueError(f"{weights.name} was altered")
+    for packed in checkpoint.glob("*.pt*"):  # optimizer.pt, scheduler.pt, rng_state.pth: archives with checksums
+        with ZipFile(packed) as archive:
+            if archive.testzip():
+                raise ValueError(f"{packed.name} was altered")
+    return state
+
+
+def _sha256(file: Path) -> str:
+    with open(file, "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+# %% ../nbs/08_training.ipynb #c08check1
+def check_training(folder: Path | None = None, **numbers) -> None:
+    """Refuse what would stop a training later: a number that is not positive, a folder that cannot be written.
+
+    Raises
+    ------
+    ValueError
+        A number is not one, or not positive.
+    OSError
+        The folder cannot be written; the message says what to do.
+    """
+    for name, value in numbers.items():
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            raise ValueError(f"{name}={value!r} should be a number")
+        if not value > 0:
+            raise ValueError(f"{name}={value} must be positive")
+    if folder is not None:
+        write_atomic(Path(folder) / ".writable", "").unlink()
 
 # %% ../nbs/08_training.ipynb #cell-031
 def train(
@@ -209,9 +255,7 @@ def train(
     ValueError
         No rows to train on, or a setting that is not positive.
     """
-    for name, value in dict(epochs=epochs, lr=lr, batch_size=batch_size, evaluations=evaluations).items():
-        if value <= 0:
-            raise ValueError(f"{name}={value} must be positive")
+    check_training(folder, epochs=epochs, lr=lr, batch_size=batch_size, evaluations=evaluations)
     if not len(train):
         raise ValueError("train has no rows")
     steps = -(-len(train) // batch_size)

@@ -26,9 +26,9 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 # A module imports from its own floor or one below, never from one above.
 FLOORS = (
     ("tasks", "splits", "worlds", "store", "metrics"),
-    ("encoders", "losses", "attention", "augmentation", "training", "knowledge", "cost", "demo", "export", "tables"),
+    ("encoders", "losses", "attention", "augmentation", "training", "cache", "knowledge", "cost", "demo", "export", "tables"),
     ("adabert", "l2a", "metakd", "landscape"),
-    ("methods",),
+    ("methods", "model_card"),
     ("specs", "experiments", "figures", "reproduce", "cli"),
 )
 FLOOR = {name: level for level, names in enumerate(FLOORS) for name in names}

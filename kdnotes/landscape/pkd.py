@@ -6,12 +6,15 @@
 __all__ = ['matched_layers', 'add_teacher_cls', 'fit_pkd']
 
 # %% ../../nbs/53_pkd.ipynb #cell-003
+import numpy as np
 import torch
 from transformers import PreTrainedModel, set_seed
 
+from ..cache import kept_outputs
 from ..encoders import make_student
 from ..knowledge import Problem
 from ..losses import kd_loss, normalised_cls_mse
+from ..store import Store
 from ..training import Collate, model_inputs
 
 # %% ../../nbs/53_pkd.ipynb #cell-006
@@ -36,16 +39,24 @@ def matched_layers(student: int, teacher: int, strategy: str = "skip") -> tuple[
     return tuple(layer * teacher // student if strategy == "skip" else teacher - student + layer for layer in inner)
 
 # %% ../../nbs/53_pkd.ipynb #cell-009
-@torch.inference_mode()
-def add_teacher_cls(data, teacher: PreTrainedModel, tokenizer, layers: tuple[int, ...], batch_size: int = 64):
+def add_teacher_cls(
+    data, teacher: PreTrainedModel, tokenizer, layers: tuple[int, ...], batch_size: int = 64, cache: Store | None = None
+):
     """The encoded rows with a column `teacher_cls`, `(layers, hidden)` per row: [CLS] states after the given layers."""
-    collate, column = Collate(tokenizer), []
+    ask = lambda: _cls_states(data, teacher, tokenizer, layers, batch_size)  # noqa: E731
+    kept = kept_outputs("[CLS] states", ask, teacher, data, tokenizer, cache, layers=list(layers), batch_size=batch_size)
+    return data.add_column("teacher_cls", kept.tolist())
+
+
+@torch.inference_mode()
+def _cls_states(data, teacher, tokenizer, layers, batch_size) -> np.ndarray:
+    collate, states_of_rows = Collate(tokenizer), []
     for start in range(0, len(data), batch_size):
         batch = collate([data[i] for i in range(start, min(start + batch_size, len(data)))])
         inputs = {name: value.to(teacher.device) for name, value in model_inputs(batch, tokenizer).items()}
         states = teacher(**inputs, output_hidden_states=True).hidden_states
-        column += torch.stack([states[layer][:, 0] for layer in layers], dim=1).float().cpu().tolist()
-    return data.add_column("teacher_cls", column)
+        states_of_rows.append(torch.stack([states[layer][:, 0] for layer in layers], dim=1).float().cpu().numpy())
+    return np.concatenate(states_of_rows)
 
 # %% ../../nbs/53_pkd.ipynb #cell-012
 def fit_pkd(
@@ -74,7 +85,8 @@ def fit_pkd(
         raise ValueError(f"patient distillation needs equal widths, the teacher has {teacher.config.hidden_size}, "
                          f"the encoder {problem.encoder.config.hidden_size}")
     layers = layers or max(2, (depth + 1) // 2)
-    taught = add_teacher_cls(problem.taught, teacher, problem.tokenizer, matched_layers(layers, depth, strategy))
+    taught = add_teacher_cls(problem.taught, teacher, problem.tokenizer, matched_layers(layers, depth, strategy),
+                             cache=problem.cache)  # fmt: skip
     set_seed(problem.seed)
     student = make_student(problem.encoder, problem.labels, problem.kind, layers=layers, take=tuple(range(layers)))
 

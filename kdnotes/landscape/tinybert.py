@@ -110,4 +110,5 @@ def with_copies(problem: Problem, copies: int, share: float):
     made = augment(problem.train, model, problem.tokenizer, copies, share, seed=problem.seed, cache=problem.cache)
     made = made.cast(problem.train.features)
     bf16 = problem.training.get("bf16", False)
-    return concatenate_datasets([problem.taught, add_teacher_logits(made, problem.teacher, problem.tokenizer, bf16)])
+    taught = add_teacher_logits(made, problem.teacher, problem.tokenizer, bf16, problem.cache)
+    return concatenate_datasets([problem.taught, taught])
