@@ -100,12 +100,12 @@ def domain_reviews(domain: str, n: int = 1000, seed: int = 0):
 
     if domain not in DOMAINS:
         raise ValueError(f"unknown domain {domain!r}, expected one of {', '.join(DOMAINS)}")
-    world = worlds.world("sentiment", domains=DOMAINS)
+    world = worlds.world("sentiment", domains=DOMAINS, noise=0.0)
     rows = world.sample(n, seed, domain)
     return Dataset.from_list([dict(text=r["text"], label=world.labels.index(r["label"]), domain=domain) for r in rows])
 
 # %% ../nbs/16_demo.ipynb #cell-dom-d
-_WIDE = dict(kind="demo of domains", layers=3, width=96, heads=4, sentences=16_000, mlm_epochs=4, epochs=10, lr=7e-4, seed=0)
+_WIDE = dict(kind="demo of domains", layers=3, width=96, heads=4, sentences=16_000, mlm_epochs=4, epochs=8, lr=1e-3, seed=0)
 
 
 def _wide_folder() -> Path:
@@ -123,7 +123,7 @@ def _build_wide(folder: Path) -> None:
     tokenizer.save_pretrained(folder)
 
 # %% ../nbs/16_demo.ipynb #cell-dom-f
-def domains(target: str = "books", rows: int = 400, **training) -> Problem:
+def domains(target: str = "books", rows: int = 500, **training) -> Problem:
     """A `Problem` on reviews of one domain, with its teacher and as many rows of each of the other three.
 
     Parameters
@@ -151,7 +151,7 @@ def domains(target: str = "books", rows: int = 400, **training) -> Problem:
     source = concatenate_datasets([part.add_column("domain", [i] * rows) for i, part in enumerate(parts[1:], 1)])
     return Problem(
         teacher.to("cuda" if torch.cuda.is_available() else "cpu"), encoder, tokenizer, parts[0], select, labels,
-        training=dict(seed=0, epochs=6, lr=7e-4) | training, cache=store, source=source, domains=names,
+        training=dict(seed=0, epochs=8, lr=1e-3) | training, cache=store, source=source, domains=names,
     )  # fmt: skip
 
 

@@ -335,5 +335,5 @@ def test_the_grid_leaves_the_target_out_of_its_sources():
     assert {spec["domain"] for spec in specs} == {"books", "dvd", "electronics", "kitchen"}
     assert all(len(spec["sources"]) == 3 and f"amazon/{spec['domain']}" not in spec["sources"] for spec in specs)
     published = experiments.ARTEFACTS["fig16"].published
-    mean = np.mean([published["meta_distillation", "amazon", domain, "", "accuracy"] for domain in sorted({s["domain"] for s in specs})])
-    assert round(mean, 3) == 0.894  # the paper's own average
+    ours = [value for (method, *_), value in published.items() if method == "meta_distillation"]
+    assert len(ours) == 4 and round(np.mean(ours), 3) == 0.894  # the paper's own average
