@@ -233,7 +233,6 @@ class Artefact:
     settings: what a sweep varies, `{method: {setting: overrides}}`; methods without an entry run once.
     real_tasks: further tasks, for profiles with real data.
     overrides: `{profile: overrides}` of this artefact's own sizes.
-    domains: each domain of a task in turn is the target, and the others are its sources.
     """
 
     name: str
@@ -247,7 +246,6 @@ class Artefact:
     settings: dict = field(default_factory=dict)
     real_tasks: tuple[str, ...] = ()
     overrides: dict = field(default_factory=dict)
-    domains: bool = False
 
 
 ARTEFACTS = {
@@ -270,48 +268,6 @@ ARTEFACTS = {
     ),
 }  # fmt: skip
 
-# %% ../nbs/61_experiments.ipynb #cell-metakd-b
-_META_KD = {  # accuracy in per cent in the order of a task's domains (arXiv 2012.01266)
-    "mnli": {
-        "teacher_single": (82.2, 84.2, 76.7, 82.4, 84.2),
-        "teacher_mix": (84.8, 87.2, 80.5, 83.8, 85.5),
-        "teacher_mtl": (83.7, 87.1, 80.6, 83.9, 85.8),
-        "meta_teacher": (85.1, 86.5, 81.0, 83.9, 85.5),
-        "single_tinybert_kd": (78.8, 83.2, 73.6, 78.8, 81.9),
-        "mix_tinybert_kd": (79.6, 83.3, 74.8, 79.0, 81.5),
-        "mtl_tinybert_kd": (79.7, 83.1, 74.2, 79.3, 82.0),
-        "multi_mtn_kd": (77.4, 81.1, 72.2, 77.2, 78.0),
-        "meta_tinybert_kd": (80.3, 83.0, 75.1, 80.2, 81.6),
-        "meta_distillation": (80.5, 83.7, 75.0, 80.5, 82.1),
-    },
-    "amazon": {
-        "teacher_single": (87.9, 83.8, 89.2, 90.6),
-        "teacher_mix": (89.9, 85.9, 90.1, 92.1),
-        "teacher_mtl": (90.5, 86.5, 91.1, 91.1),
-        "meta_teacher": (92.5, 87.0, 91.1, 89.2),
-        "single_tinybert_kd": (83.4, 83.2, 89.2, 91.1),
-        "mix_tinybert_kd": (88.4, 81.6, 89.7, 89.7),
-        "mtl_tinybert_kd": (90.5, 81.6, 88.7, 90.1),
-        "multi_mtn_kd": (83.9, 78.4, 88.7, 87.7),
-        "meta_tinybert_kd": (89.9, 84.3, 87.3, 91.6),
-        "meta_distillation": (91.5, 86.5, 90.1, 89.7),
-    },
-}  # fmt: skip
-
-
-def _domain_artefact(name: str, title: str, notebook: str, of: str, **more) -> Artefact:
-    """All of Meta-KD's ten rows, in each domain of a task."""
-    published = {(method, of, domain, "", "accuracy"): round(value / 100, 4) for method, values in _META_KD[of].items()
-                 for domain, value in zip(task(of).domains, values, strict=True)}  # fmt: skip
-    small = dict(rows=300, source_rows=300, teacher_rows=300, epochs=8, teacher_epochs=12)
-    sizes = {"world": small, "laptop": dict(rows=2000, source_rows=2000, teacher_rows=2000)}
-    methods = ("majority", "teacher", "undistilled", *_META_KD[of])
-    return Artefact(name, title, notebook, methods, (of,), ("meta_distillation", "mix_tinybert_kd"), published,
-                    overrides=sizes, domains=True, **more)  # fmt: skip
-
-
-ARTEFACTS["fig16"] = _domain_artefact("fig16", "Figure 16: Meta-KD on Amazon's four domains", "fig16_amazon", "amazon")
-
 # %% ../nbs/61_experiments.ipynb #cell-029
 def find_artefact(name: str) -> Artefact:
     """The artefact of that name.
@@ -328,14 +284,6 @@ def find_artefact(name: str) -> Artefact:
 
 UNSEEDED = ("majority", "bag_of_words", "teacher", "int8_dynamic", "teacher_single", "teacher_mix", "teacher_mtl",
             "meta_teacher")  # their result does not depend on the seed
-
-
-def _places(artefact: Artefact, name: str) -> list[dict]:
-    """Where an artefact runs a task: as a whole, or in each of its domains with the others as sources."""
-    if not artefact.domains:
-        return [{}]
-    names = task(name).domains
-    return [dict(domain=one, sources=tuple(f"{name}/{other}" for other in names if other != one)) for one in names]
 
 
 def grid(artefact: str, profile: str = "world", seeds: int | None = None, **overrides) -> list[dict]:
@@ -357,9 +305,8 @@ def grid(artefact: str, profile: str = "world", seeds: int | None = None, **over
         raise ValueError(f"seeds={count!r} should be a whole number from 1")
     overrides = wanted.overrides.get(profile, {}) | overrides
     return [
-        make_spec(method, name, seed, profile, setting=setting, **place | overrides | varied)
+        make_spec(method, name, seed, profile, setting=setting, **overrides | varied)
         for name in wanted.tasks + (wanted.real_tasks if size.source != "world" else ())
-        for place in _places(wanted, name)
         for seed in range(count)
         for method in wanted.methods
         for setting, varied in wanted.settings.get(method, {"": {}}).items()

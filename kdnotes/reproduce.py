@@ -17,7 +17,6 @@ from pathlib import Path
 
 from .experiments import ARTEFACTS, compute_all, find_artefact, grid
 from .figures import compare, draw_ladder, draw_landscape, pooled_contrast, read_table, same_table, save_artefact, table
-from .figures_domains import draw_domains
 from .specs import find_profile
 from .store import Store, provenance, read_lines
 
@@ -63,7 +62,7 @@ def _literal(text: str):
     return ast.literal_eval(text)
 
 # %% ../nbs/63_reproduce.ipynb #cell-012
-DRAW = {"fig02": draw_landscape, "fig02_ladder": draw_ladder, "fig16": draw_domains}
+DRAW = {"fig02": draw_landscape, "fig02_ladder": draw_ladder}
 
 
 def tabulate(artefact: str, profile: str, records: list[dict]):
