@@ -282,7 +282,8 @@ def find_artefact(name: str) -> Artefact:
     return ARTEFACTS[name]
 
 
-UNSEEDED = ("majority", "bag_of_words", "teacher", "int8_dynamic")  # their result does not depend on the seed
+UNSEEDED = ("majority", "bag_of_words", "teacher", "int8_dynamic", "teacher_single", "teacher_mix", "teacher_mtl",
+            "meta_teacher")  # their result does not depend on the seed
 
 
 def grid(artefact: str, profile: str = "world", seeds: int | None = None, **overrides) -> list[dict]:

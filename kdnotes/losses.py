@@ -140,7 +140,7 @@ def logits_mse(student_logits: Tensor, teacher_logits: Tensor, mask: Tensor | No
 
 # %% ../nbs/06_losses.ipynb #cell-040
 def hidden_mse(student: Tensor, teacher: Tensor, mask: Tensor | None = None,
-               projection: Callable[[Tensor], Tensor] | None = None) -> Tensor:
+               projection: Callable[[Tensor], Tensor] | None = None, weights: Tensor | None = None) -> Tensor:
     """Mean squared difference of hidden states or embeddings over real tokens (TinyBERT, arXiv 1909.10351).
 
     Parameters
@@ -150,10 +150,11 @@ def hidden_mse(student: Tensor, teacher: Tensor, mask: Tensor | None = None,
     mask : attention mask `(batch, seq)`, 1 for real tokens.
     projection : maps the student's width to the teacher's, such as `torch.nn.Linear(312, 768, bias=False)`, and is
         trained with the student; ValueError if the widths differ without it.
+    weights : one per example, `(batch,)`, >= 0; only their ratios matter. Each token takes its example's weight.
     """
     student = student if projection is None else projection(student)
     student, teacher = _match("hidden states (a projection can change the student's width)", student, teacher)
-    return _weighted_mean((student - teacher).square().mean(-1), _keep(mask, student.shape[:-1], student))
+    return _weighted_mean((student - teacher).square().mean(-1), _keep(mask, student.shape[:-1], student), weights)
 
 # %% ../nbs/06_losses.ipynb #cell-043
 def cosine_hidden(student: Tensor, teacher: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -192,19 +193,21 @@ def _match_heads(what: str, student: Tensor, teacher: Tensor) -> tuple[Tensor, T
     return _match(what, student, teacher)
 
 
-def attention_score_mse(student_scores: Tensor, teacher_scores: Tensor, mask: Tensor | None = None) -> Tensor:
+def attention_score_mse(student_scores: Tensor, teacher_scores: Tensor, mask: Tensor | None = None,
+                        weights: Tensor | None = None) -> Tensor:
     """Mean squared difference of attention scores before the softmax (TinyBERT, arXiv 1909.10351).
 
     Parameters
     ----------
     student_scores, teacher_scores : `(batch, heads, seq, seq)`; ValueError if the head counts differ.
     mask : attention mask `(batch, seq)`, 1 for real tokens; queries and keys that are padding are left out.
+    weights : one per example, `(batch,)`, >= 0; only their ratios matter.
     """
     student, teacher = _match_heads("attention scores", student_scores, teacher_scores)
     keep = _keep(mask, (student.shape[0], student.shape[-1]), student)
     pairs = keep[:, None, :, None] & keep[:, None, None, :]
     # Scores of padded keys may already be -inf, and inf - inf is NaN: blank them before the difference.
-    return _weighted_mean((student.masked_fill(~pairs, 0) - teacher.masked_fill(~pairs, 0)).square(), pairs)
+    return _weighted_mean((student.masked_fill(~pairs, 0) - teacher.masked_fill(~pairs, 0)).square(), pairs, weights)
 
 # %% ../nbs/06_losses.ipynb #cell-054
 def attention_kl(student_probs: Tensor, teacher_probs: Tensor, mask: Tensor | None = None) -> Tensor:

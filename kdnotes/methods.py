@@ -31,6 +31,15 @@ from .landscape.pkd import fit_pkd
 from .landscape.qbert import fit_qbert_4bit, fit_qbert_8bit, fit_qbert_mixed
 from .landscape.tinybert import fit_tinybert
 from .losses import kd_loss
+from kdnotes.metakd.meta_distillation import (
+    fit_meta_distillation,
+    fit_meta_tinybert_kd,
+    fit_mix_tinybert_kd,
+    fit_mtl_tinybert_kd,
+    fit_multi_mtn_kd,
+    fit_single_tinybert_kd,
+)
+from .metakd.meta_teacher import fit_meta_teacher, fit_teacher_mix, fit_teacher_mtl, fit_teacher_single
 from .metrics import bootstrap
 from .store import Store, provenance
 from .training import check_training, encode, gold_labels, model_inputs, predict, predicted_labels
@@ -176,6 +185,22 @@ for name, fit, summary, source in (
     ("qbert_mixed", fit_qbert_mixed, "the teacher in 2 and 3 bits by curvature, fine-tuned while rounded", "arXiv 1909.05840"),
 ):
     register(name, summary, source)(fit)
+
+# %% ../nbs/60_methods.ipynb #cell-metakd-b
+_META_KD = "arXiv 2012.01266"
+for name, fit, summary in (
+    ("teacher_single", fit_teacher_single, "the target domain's own teacher"),
+    ("teacher_mix", fit_teacher_mix, "one teacher for the rows of all domains"),
+    ("teacher_mtl", fit_teacher_mtl, "a teacher with a head for each domain"),
+    ("meta_teacher", fit_meta_teacher, "a teacher of all domains, on what transfers between them"),
+    ("single_tinybert_kd", fit_single_tinybert_kd, "a narrow student of the domain's own teacher"),
+    ("mix_tinybert_kd", fit_mix_tinybert_kd, "a narrow student of the teacher of mixed rows"),
+    ("mtl_tinybert_kd", fit_mtl_tinybert_kd, "a narrow student of the multi-task teacher"),
+    ("multi_mtn_kd", fit_multi_mtn_kd, "a narrow student of the mean of all domains' teachers"),
+    ("meta_tinybert_kd", fit_meta_tinybert_kd, "a narrow student of the meta-teacher"),
+    ("meta_distillation", fit_meta_distillation, "a narrow student of what the meta-teacher knows that transfers"),
+):
+    register(name, summary, _META_KD)(fit)
 
 # %% ../nbs/60_methods.ipynb #cbccdaa44
 @register("ladder", "distil, then ONNX Runtime, then 8 bits: one rung on the other")

@@ -87,6 +87,9 @@ FAMILIES = {
     "tinybert": "distillation", "minilm": "distillation", "ladder": "distillation", "albert": "parameter sharing",
     "qbert_mixed": "quantisation", "qbert_8bit": "quantisation", "qbert_4bit": "quantisation",
     "int8_dynamic": "quantisation", "adabert": "architecture search",
+    "teacher_single": "reference", "teacher_mix": "reference", "teacher_mtl": "reference", "meta_teacher": "reference",
+    "single_tinybert_kd": "distillation", "mix_tinybert_kd": "distillation", "mtl_tinybert_kd": "distillation",
+    "multi_mtn_kd": "distillation", "meta_tinybert_kd": "distillation", "meta_distillation": "distillation",
 }
 
 
