@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['words_of', 'replacements', 'masked_candidates', 'nearest_candidates', 'replace_words', 'augment', 'rows_sha256',
-           'words_sha256', 'model_sha256', 'masked_lm']
+           'words_sha256', 'model_sha256', 'masked_lm', 'copies_of']
 
 # %% ../nbs/07_augmentation.ipynb #cell-003
 import hashlib
@@ -258,3 +258,21 @@ def _with_head(encoder, data, tokenizer, epochs, lr):
     texts = tokenizer.batch_decode(list(data["input_ids"]), skip_special_tokens=True)
     train_mlm(model, texts, tokenizer, epochs=epochs, lr=lr, body=False)
     return model.eval()
+
+# %% ../nbs/07_augmentation.ipynb #c0b1e502
+def copies_of(problem, copies: int, share: float = 0.4):
+    """Augmented copies of the training rows of a `Problem`, kept in its cache; None for no copies.
+
+    Raises
+    ------
+    ValueError
+        `copies` or `share` is out of range, or the tokenizer has no word pieces.
+    """
+    if copies < 0 or not 0 < share <= 1:
+        raise ValueError(f"copies={copies} must be 0 or more, share={share} in (0, 1]")
+    if not copies:
+        return None
+    replacements(problem.tokenizer)  # refuses other tokenizers before a head is trained
+    model = masked_lm(problem.encoder, problem.train, problem.tokenizer, cache=problem.cache)
+    made = augment(problem.train, model, problem.tokenizer, copies, share, seed=problem.seed, cache=problem.cache)
+    return made.cast(problem.train.features)

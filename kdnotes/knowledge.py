@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['add_teacher_logits', 'pooled_states', 'fit_probes', 'probe_log_probabilities', 'probe_answers', 'Problem',
-           'needs_halves']
+           'needs_halves', 'half']
 
 # %% ../nbs/10_knowledge.ipynb #cell-003
 from dataclasses import dataclass, field
@@ -172,3 +172,9 @@ def needs_halves(problem: Problem) -> None:
     if problem.kind == "pair" and "token_type_ids" not in problem.tokenizer.model_input_names:
         name = type(problem.tokenizer).__name__
         raise ValueError(f"{name} does not mark the second sentence (token_type_ids), which this method needs")
+
+# %% ../nbs/10_knowledge.ipynb #f3c81a02
+def half(input_ids: torch.Tensor, keep: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The kept tokens of every row moved to the front, `(batch, seq)`, and how many there are, `(batch,)`."""
+    order = (~keep).long().argsort(dim=1, stable=True)
+    return input_ids.gather(1, order), keep.sum(1).clamp(min=1)

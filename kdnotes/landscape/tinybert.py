@@ -10,7 +10,7 @@ import torch
 from transformers import PreTrainedModel, set_seed
 
 from ..attention import Follower, intermediate_losses, look_inside
-from ..augmentation import augment, masked_lm, replacements
+from ..augmentation import copies_of
 from ..encoders import make_student, spaced_layers, student_config
 from ..knowledge import Problem, add_teacher_logits
 from ..losses import IGNORE, soft_cross_entropy
@@ -63,16 +63,11 @@ def fit_tinybert(
 # %% ../../nbs/54_tinybert.ipynb #cell-013
 def with_copies(problem: Problem, copies: int, share: float):
     """The rows of a problem and their augmented copies, all with the teacher's logits."""
-    if copies < 0 or not 0 < share <= 1:
-        raise ValueError(f"copies={copies} must be 0 or more, share={share} in (0, 1]")
-    if not copies:
-        return problem.taught
-    replacements(problem.tokenizer)  # refuses other tokenizers before a head is trained
     from datasets import concatenate_datasets
 
-    model = masked_lm(problem.encoder, problem.train, problem.tokenizer, cache=problem.cache)
-    made = augment(problem.train, model, problem.tokenizer, copies, share, seed=problem.seed, cache=problem.cache)
-    made = made.cast(problem.train.features)
+    made = copies_of(problem, copies, share)
+    if made is None:
+        return problem.taught
     bf16 = problem.training.get("bf16", False)
     taught = add_teacher_logits(made, problem.teacher, problem.tokenizer, bf16, problem.cache)
     return concatenate_datasets([problem.taught, taught])
