@@ -34,11 +34,14 @@ def frame(records):
     return table(records, "fig02", "world", TASKS[:2])
 
 
+CROWD = list(FAMILIES)[:17]  # of one landscape, two of them lines; no figure shows every method of the registry
+
+
 def crowd(tasks):
     rng = np.random.default_rng(3)
     return [run(method, one.name, 0.75 + 0.15 * rng.random(),
                 cost=cost(10 ** rng.uniform(0.2, 1.4), int(10 ** rng.uniform(5.5, 7.5))))
-            if method != "majority" else run(method, one.name, 0) for one in tasks for method in list(FAMILIES)]
+            if method != "majority" else run(method, one.name, 0) for one in tasks for method in CROWD]
 
 
 @pytest.mark.parametrize("n", [1, 4])
@@ -54,7 +57,7 @@ def test_names_of_fifteen_methods_do_not_collide(n, monkeypatch, tmp_path):
     fig.savefig(tmp_path / "crowd.png")
     assert len(boxes) == n == len(fig.axes)
     for frame, placed in boxes:
-        assert len(placed) == len(FAMILIES) - len(figures._LINES)  # they are lines
+        assert len(placed) == len(CROWD) - len(figures._LINES)
         for i, box in enumerate(placed):
             assert figures._overlap(box, np.array([frame])) == pytest.approx(np.prod(np.subtract(box[2:], box[:2])))
             if i:
