@@ -26,7 +26,7 @@ from .encoders import HEADS, find_encoder, load_tokenizer, small_bert, word_toke
 from .methods import distill, fine_tune
 from .metrics import score
 from .specs import common_labels, encoder_spec, find_profile, make_spec
-from .store import Store, address, pack, pack_sequences
+from .store import Store, address, pack, pack_sequences, refuse_several
 from .tasks import load_task, task
 from .training import encode, gold_labels, predict, predicted_labels, train_mlm
 
@@ -149,6 +149,7 @@ def run_spec(spec: dict, store: Store, progress: bool = False) -> dict:
     """The record of a spec, found in the store or computed."""
     if found := store.get(spec):
         return found
+    refuse_several(f"run {address(spec)}")
     record = compute(spec, store, progress)
     record = store.put(spec, record)
     shutil.rmtree(checkpoints(spec, store), ignore_errors=True)

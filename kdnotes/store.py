@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['END', 'address', 'pack', 'unpack', 'pack_sequences', 'unpack_sequences', 'seal', 'unseal', 'write_atomic',
-           'write_lines', 'read_lines', 'Store', 'provenance']
+           'write_lines', 'read_lines', 'refuse_several', 'Store', 'provenance']
 
 # %% ../nbs/02_store.ipynb #cell-003
 import base64
@@ -287,6 +287,17 @@ def _intact(folder: Path) -> bool:
     return True
 
 # %% ../nbs/02_store.ipynb #cell-057
+def refuse_several(what: str) -> None:
+    """Refuse to make something for the store in one of several processes that train together (`torchrun`, `accelerate`).
+
+    Raises
+    ------
+    ValueError : this is one of several.
+    """
+    if (count := int(os.environ.get("WORLD_SIZE", 1))) > 1:
+        raise ValueError(f"{what} is not in the store, and {count} processes cannot make it together: make it in one first")
+
+
 class _Folders:
     """Folders, each built once."""
 
@@ -300,11 +311,13 @@ class _Folders:
 
         Raises
         ------
+        ValueError : it is not there, and this is one of several processes that train together.
         OSError : the store cannot be written. What `build` raises is passed on.
         """
         final = self.path / "models" / address(spec)
         if _intact(final):
             return final
+        refuse_several(f"models/{final.name}")
         with self._alone(final):
             if not _intact(final):  # another process may have built it while this one waited
                 self._build(spec, build, final)

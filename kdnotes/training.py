@@ -19,6 +19,7 @@ from zipfile import BadZipFile, ZipFile
 
 import numpy as np
 import torch
+from accelerate.utils import broadcast_object_list
 from torch.utils.data import Sampler
 from transformers import (
     DataCollatorForLanguageModeling,
@@ -166,7 +167,22 @@ class ObjectiveTrainer(Trainer):
         self.objective, self.metric = objective, metric
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        return self.objective(model, inputs)
+        return self.objective(model, inputs) if self.args.world_size == 1 else self._my_part(inputs)
+
+    def _my_part(self, inputs: dict) -> torch.Tensor:
+        rows, state = len(inputs["labels"]), self.accelerator.gradient_state
+        if state.end_of_dataloader and state.remainder > 0:  # the last batch was filled up with rows that were there before
+            rows = min(max(0, state.remainder - rows * self.args.process_index), rows)
+        inputs = {name: value[: max(1, rows)] for name, value in inputs.items()}
+        counted = (inputs["labels"] != -100).sum() * (rows > 0)
+        share = counted / self.accelerator.reduce(counted, "sum")
+        return self.args.world_size * share * self.objective(self.model, inputs)
+
+    def training_step(self, model, inputs, num_items_in_batch=None):
+        loss = super().training_step(model, inputs, num_items_in_batch)
+        if self.args.world_size > 1:
+            _average(self.model, self.accelerator)
+        return loss
 
     def _get_train_sampler(self, train_dataset=None):
         data = train_dataset if train_dataset is not None else self.train_dataset
@@ -182,6 +198,16 @@ class ObjectiveTrainer(Trainer):
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
+
+
+def _average(model, accelerator) -> None:
+    """Every gradient becomes its mean over the processes; one that none of them has stays None."""
+    trained = [p for p in model.parameters() if p.requires_grad]
+    found = accelerator.reduce(torch.tensor([p.grad is not None for p in trained], device=accelerator.device).int(), "sum")
+    for parameter, count in zip(trained, found.tolist()):
+        if count:
+            mine = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+            parameter.grad = accelerator.reduce(mine, "mean")
 
 # %% ../nbs/08_training.ipynb #cell-028
 def last_checkpoint(folder: Path) -> str | None:
@@ -250,6 +276,8 @@ def train(
     bf16: bfloat16 autocast; faster on processors that have it, worth it from a width of about 256.
     folder: where checkpoints live; a killed run resumes from them to the same weights.
 
+    Under `accelerate launch` the processes share each batch, and the first writes the checkpoints.
+
     Raises
     ------
     ValueError
@@ -269,8 +297,9 @@ def train(
             eval_strategy=strategy, eval_steps=every, save_strategy=strategy, save_steps=every, save_total_limit=1,
             load_best_model_at_end=select is not None, metric_for_best_model="score", greater_is_better=True,
             logging_steps=every, remove_unused_columns=False, report_to="none", disable_tqdm=not progress,
-            dataloader_pin_memory=False,
+            dataloader_pin_memory=False, accelerator_config=dict(split_batches=True),
         )  # fmt: skip
+        (arguments.output_dir,) = broadcast_object_list([str(place)])
         trainer = ObjectiveTrainer(
             model, arguments, data_collator=collate or Collate(tokenizer), train_dataset=train, eval_dataset=select,
             objective=objective or supervised(tokenizer),
@@ -278,7 +307,10 @@ def train(
             callbacks=[EarlyStoppingCallback(patience)] if patience else None,
         )  # fmt: skip
         trainer.remove_callback(PrinterCallback)
-        trainer.train(resume_from_checkpoint=last_checkpoint(Path(place)))
+        with arguments.main_process_first(local=False):
+            found = last_checkpoint(Path(arguments.output_dir))
+        trainer.train(resume_from_checkpoint=found)
+        trainer.accelerator.wait_for_everyone()  # before the first process deletes a temporary folder
         trainer.accelerator.unwrap_model(model, keep_fp32_wrapper=False)  # or bf16 would stay when training is over
     model.eval()
     return trainer.state.log_history
