@@ -33,7 +33,7 @@ from transformers.trainer_pt_utils import get_length_grouped_indices
 
 from .losses import cross_entropy
 from .metrics import score
-from .store import write_atomic
+from .store import room, write_atomic
 
 # %% ../nbs/08_training.ipynb #cell-006
 def encode(data, tokenizer, text: tuple[str, ...], label: str, max_length: int, kind: str = "single"):
@@ -309,7 +309,8 @@ def train(
         trainer.remove_callback(PrinterCallback)
         with arguments.main_process_first(local=False):
             found = last_checkpoint(Path(arguments.output_dir))
-        trainer.train(resume_from_checkpoint=found)
+        with room(Path(arguments.output_dir)):
+            trainer.train(resume_from_checkpoint=found)
         trainer.accelerator.wait_for_everyone()  # before the first process deletes a temporary folder
         trainer.accelerator.unwrap_model(model, keep_fp32_wrapper=False)  # or bf16 would stay when training is over
     model.eval()

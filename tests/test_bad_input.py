@@ -2,12 +2,16 @@
 tests is not repeated here: tasks and their files, the store, specs and grids, the command line.
 """
 
+import errno
 import json
+import os
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
+import tiny
 import torch
 from datasets import Dataset
 from hypothesis import given, settings
@@ -15,12 +19,14 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 from test_methods import QUICK, TOKENIZER, data
 from test_methods import teachers as made_teachers
-from transformers import BertConfig, BertForSequenceClassification, set_seed
+from transformers import BertConfig, BertForSequenceClassification, modeling_utils, set_seed
 
+from kdnotes import experiments
 from kdnotes.cli import read_settings
 from kdnotes.encoders import load_encoder, load_tokenizer, make_student, small_bert, word_tokenizer
 from kdnotes.methods import distill, fine_tune
 from kdnotes.specs import make_spec
+from kdnotes.store import Store
 from kdnotes.training import ObjectiveTrainer, last_checkpoint, train
 
 teachers = made_teachers
@@ -213,3 +219,67 @@ def test_a_bert_of_two_positions_says_so(teachers):
         max_position_embeddings=4))  # fmt: skip
     with pytest.raises(ValueError, match="max_length=16 is outside 3..4, what the teacher can read"):
         distill(tiny, data(60), data(40, 1), **QUICK)
+
+
+# --- a disk that is full, or may not be written -----------------------------------------------------------------------
+
+FULL = "No space left on device; free some space there, or choose another folder"
+
+
+def fails_once(monkeypatch, module, name, error, when):
+    """Let a function fail at its first call for which `when` is true, as a disk does until somebody tidies up."""
+    real, failed = getattr(module, name), []
+
+    def call(*args, **kwargs):
+        if not failed and when(*args, **kwargs):
+            failed.append(True)
+            raise error
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(module, name, call)
+
+
+@pytest.fixture(scope="module")
+def peace(tmp_path_factory):
+    """A store with the encoder and the teacher of tiny runs, and what such a run gives."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(experiments, "measure", lambda *_: {})
+        place = tmp_path_factory.mktemp("peace")
+        tiny.run(place, "undistilled")
+        shutil.copytree(place, place / "before", ignore=shutil.ignore_patterns("runs"))
+        return place / "before", tiny.run(place)
+
+
+@pytest.mark.parametrize("what", ["a teacher's weights", "a checkpoint", "cached outputs", "the record"])
+def test_a_full_disk_is_one_line_and_the_same_run_goes_on(what, peace, tmp_path, monkeypatch):
+    before, expected = peace
+    monkeypatch.setattr(experiments, "measure", lambda *_: {})
+    shutil.copytree(before, tmp_path / "store")
+    if what == "a teacher's weights":
+        (spec,) = (f for f in (tmp_path / "store").glob("models/*/spec.json") if json.loads(f.read_text())["kind"] == "teacher")
+        shutil.rmtree(spec.parent)
+    full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    module, name, error, when = {
+        "a teacher's weights": (modeling_utils, "safe_save_file", Exception("I/O error: No space left on device (os error 28)"),
+                                lambda _, file, **__: "checkpoint" not in str(file)),
+        "a checkpoint": (torch, "save", RuntimeError("basic_ios::clear: iostream error"),
+                         lambda _, file: "checkpoint-8" in str(file)),
+        "cached outputs": (np, "save", OSError("188416 requested and 0 written"), lambda *_, **__: True),
+        "the record": (os, "replace", full, lambda _, file: "runs" in Path(file).parts),
+    }[what]  # fmt: skip
+    with monkeypatch.context() as patch:
+        fails_once(patch, module, name, error, when)
+        with pytest.raises(OSError, match=f"cannot write .*{tmp_path.name}.*: {FULL}") as caught:
+            tiny.run(tmp_path / "store")
+    assert "\n" not in str(caught.value) and not Store(tmp_path / "store").records()
+    if what in ("a checkpoint", "the record"):  # what the student has learned is kept
+        assert last_checkpoint(next((tmp_path / "store" / "unfinished").iterdir()))
+    after = tiny.run(tmp_path / "store")
+    assert all(after[name] == expected[name] for name in expected if name not in ("seconds", "checksum"))
+
+
+def test_a_store_that_cannot_be_written_is_one_line_before_any_training(monkeypatch):
+    monkeypatch.setattr(ObjectiveTrainer, "train", lambda *_, **__: pytest.fail("began to train"))
+    with pytest.raises(OSError, match="cannot write /proc/nowhere/models/.*choose") as caught:
+        tiny.run("/proc/nowhere")
+    assert "\n" not in str(caught.value)
