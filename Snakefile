@@ -5,20 +5,26 @@
 import json
 import shlex
 
+from kdnotes.cli import read_settings
 from kdnotes.experiments import ARTEFACTS, find_artefact, grid
 from kdnotes.specs import find_profile, overrides
 from kdnotes.store import address
 
+
+def typed(value):  # Snakemake hands on every leaf of a dictionary as text
+    leaf = not isinstance(value, dict)
+    return read_settings([f"_={value}"])["_"] if leaf else {name: typed(inner) for name, inner in value.items()}
+
 PROFILE, OUT = config.get("profile", "world"), config.get("out", "build")
 SEEDS = int(config.get("seeds", find_profile(PROFILE).seeds))
-SETTINGS = json.loads(str(config.get("settings", "{}")))  # entries of the profile, as --set takes them
+SETTINGS = typed(config.get("settings", {}))  # entries of the profile: settings='{"rows": 500}'
 NAMES = [find_artefact(name).name for name in str(config.get("only", "")).split(",") if name] or list(ARTEFACTS)
 GRIDS = {name: grid(name, PROFILE, SEEDS, **SETTINGS) for name in NAMES}
 SPECS = {address(spec): spec for specs in GRIDS.values() for spec in specs}
 
 
 def options(settings):
-    return " ".join(f"--set {shlex.quote(f'{name}={json.dumps(value)}')}" for name, value in settings.items())
+    return " ".join(f"--set {shlex.quote(f'{name}={json.dumps(value)}')}" for name, value in sorted(settings.items()))
 
 
 def record(key):

@@ -1,16 +1,20 @@
 """The Snakefile runs the same commands: a spec can be asked for from the command line, and the plan names every run."""
 
 import json
+import os
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+import tiny
 
+from kdnotes import experiments
 from kdnotes.cli import read_settings
-from kdnotes.experiments import ARTEFACTS, grid
+from kdnotes.experiments import ARTEFACTS, grid, run_spec
 from kdnotes.specs import make_spec, overrides
-from kdnotes.store import address
+from kdnotes.store import Store, address
 
 ROOT = Path(__file__).parents[1]
 SMALL = dict(rows=50, epochs=1, world_encoder=dict(layers=2, width=32, heads=2, sentences=200, epochs=1))
@@ -28,11 +32,34 @@ def test_the_snakefile_is_short():
     assert len((ROOT / "Snakefile").read_text().splitlines()) <= 50
 
 
-@pytest.mark.skipif(shutil.which("snakemake") is None, reason="snakemake is not installed (the extra `cluster`)")
+needed = pytest.mark.skipif(shutil.which("snakemake") is None, reason="snakemake is not installed (the extra `cluster`)")
+
+
+def snakemake(out, *arguments, seeds=2, **settings):
+    """Everything that Snakemake says about the ladder's artefact."""
+    config = ["--config", "only=fig02_ladder", f"out={out}", f"seeds={seeds}", f"settings={json.dumps(settings)}"]
+    command = ["snakemake", "--cores", "2", "--nolock", "--rerun-incomplete", *arguments, *config]
+    environment = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    said = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert said.returncode == 0, said.stderr
+    return said.stdout + said.stderr
+
+
+@needed
 def test_the_plan_has_one_rule_for_each_run_and_artefact(tmp_path):
-    config = ["--config", "only=fig02_ladder", f"out={tmp_path}", "seeds=2"]
-    command = ["snakemake", "-n", "--quiet", "rules", "--cores", "2", "--nolock", "--rerun-incomplete", *config]
-    plan = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert plan.returncode == 0, plan.stderr
-    keys = {address(spec) for spec in grid("fig02_ladder", seeds=2)}
-    assert all(key in plan.stdout + plan.stderr for key in keys) and "artefact_fig02_ladder" in plan.stdout + plan.stderr
+    plan = snakemake(tmp_path, "-n", "--quiet", "rules", **SMALL)
+    keys = {address(spec) for spec in grid("fig02_ladder", seeds=2, **SMALL)}
+    assert all(key in plan for key in keys) and "artefact_fig02_ladder" in plan
+
+
+@needed
+@pytest.mark.slow
+def test_two_cores_make_the_runs_that_one_process_makes(tmp_path, monkeypatch):
+    monkeypatch.setattr(experiments, "measure", lambda *_: {})
+    specs = [spec for spec in grid("fig02_ladder", seeds=1, **tiny.RUN) if spec["method"] in ("majority", "undistilled")]
+    files = [str(tmp_path / "store" / "runs" / address(spec)[:2] / f"{address(spec)}.json") for spec in specs]
+    snakemake(tmp_path, *files, seeds=1, **tiny.RUN)
+    for spec in specs:
+        record, again = Store(tmp_path / "store").get(spec), run_spec(spec, Store(tmp_path / "alone"))
+        assert all(record[name] == again[name] for name in ("metrics", "predictions", "teacher_sha256"))
+    assert "Nothing to be done" in snakemake(tmp_path, *files, seeds=1, **tiny.RUN)
