@@ -174,7 +174,7 @@ def train_student(student: AdaBert, problem: Problem, rows, gamma: float, cnn_lr
 # %% ../../nbs/24_adabert_student.ipynb #cell-022
 def fit_adabert(
     problem: Problem, gamma: float = 0.8, beta: float = 4.0, genotype: str = "", start: str = "supernet", steps: int = 1000,
-    search_batch: int = 128, search_lr: float = 1e-3, arch_lr: float = 2e-2, width: int = 128, max_depth: int = MAX_DEPTH,
+    search_batch: int = 128, search_lr: float = 1e-2, arch_lr: float = 5e-2, width: int = 128, max_depth: int = MAX_DEPTH,
     cnn_lr: float = 1e-3, cnn_epochs: float = 10, vocabulary: str = "full", copies: int = 0, share: float = 0.4,
 ) -> AdaBert:  # fmt: skip
     """A CNN searched for this task and distilled (AdaBERT, arXiv 2001.04246).
@@ -232,7 +232,7 @@ def _finish(problem, rows, found, gamma, start, width, max_depth, cnn_lr, cnn_ep
 # %% ../../nbs/24_adabert_student.ipynb #cell-024
 def fit_adabert_undistilled(
     problem: Problem, gamma: float = 0.8, beta: float = 4.0, start: str = "supernet", steps: int = 1000, search_batch: int = 128,
-    search_lr: float = 1e-3, arch_lr: float = 2e-2, width: int = 128, max_depth: int = MAX_DEPTH, cnn_lr: float = 1e-3,
+    search_lr: float = 1e-2, arch_lr: float = 5e-2, width: int = 128, max_depth: int = MAX_DEPTH, cnn_lr: float = 1e-3,
     cnn_epochs: float = 10,
 ) -> AdaBert:  # fmt: skip
     """The searched student trained on labels alone; settings as in `fit_adabert`, `gamma` and `beta` those of the search."""
@@ -241,8 +241,8 @@ def fit_adabert_undistilled(
 
 
 def fit_adabert_random(
-    problem: Problem, gamma: float = 0.8, beta: float = 4.0, steps: int = 1000, search_batch: int = 128, search_lr: float = 1e-3,
-    arch_lr: float = 2e-2, width: int = 128, max_depth: int = MAX_DEPTH, cnn_lr: float = 1e-3, cnn_epochs: float = 10,
+    problem: Problem, gamma: float = 0.8, beta: float = 4.0, steps: int = 1000, search_batch: int = 128, search_lr: float = 1e-2,
+    arch_lr: float = 5e-2, width: int = 128, max_depth: int = MAX_DEPTH, cnn_lr: float = 1e-3, cnn_epochs: float = 10,
 ) -> AdaBert:  # fmt: skip
     """A random architecture of the searched one's cost, trained from scratch; settings as in `fit_adabert`."""
     rows, found = _searched(problem, gamma, beta, steps, search_batch, search_lr, arch_lr, width, max_depth)
