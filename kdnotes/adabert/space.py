@@ -47,8 +47,8 @@ class MaxPool(nn.Module):
     """The largest of three neighbouring words."""
 
     def forward(self, x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        lowest = torch.finfo(x.dtype).min
-        return nn.functional.max_pool1d(torch.where(mask.bool(), x, lowest), 3, stride=1, padding=1) * mask
+        words = torch.where(mask.bool(), x, torch.finfo(x.dtype).min)[:, :, None]
+        return nn.functional.max_pool2d(words, (1, 3), stride=1, padding=(0, 1))[:, :, 0] * mask  # in 1d, ONNX fixes the length
 
 
 class AveragePool(nn.Module):
