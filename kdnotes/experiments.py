@@ -266,7 +266,7 @@ class Artefact:
     overrides: dict = field(default_factory=dict)
 
 
-_SMALL_SEARCH = dict(steps=400, search_batch=64, channels=32, max_depth=4)
+_SMALL_SEARCH = dict(steps=800, search_batch=64, channels=32, max_depth=4)
 _LAPTOP_SEARCH = dict(cnn_epochs=10)
 ARTEFACTS = {
     "fig02": Artefact(

@@ -166,7 +166,7 @@ def reproduce(
     specs = {name: grid(name, profile, seeds, **overrides) for name in names}
     check_writable(out)
     store = open_store(out, resume, say)
-    for name in names:
+    for name in ARTEFACTS:  # of all: artefacts share runs
         committed = root / "figures" / name / profile / "runs.jsonl"
         if resume and committed.exists():
             say(f"{store.import_lines(committed)} committed runs of {name} taken over")
