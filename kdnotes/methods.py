@@ -17,6 +17,7 @@ from pathlib import Path
 import torch
 from transformers import AutoModel, PreTrainedModel, set_seed
 
+from .adabert.student import fit_adabert, fit_adabert_random, fit_adabert_undistilled
 from .augmentation import model_sha256, rows_sha256
 from .cost import measure
 from .encoders import HEADS, load, load_encoder, load_tokenizer, make_student
@@ -201,6 +202,12 @@ for name, fit, summary in (
     ("meta_distillation", fit_meta_distillation, "a narrow student of what the meta-teacher knows that transfers"),
 ):
     register(name, summary, _META_KD)(fit)
+
+# %% ../nbs/60_methods.ipynb #cell-ada
+_ADABERT = "arXiv 2001.04246"
+register("adabert", "a small CNN, searched for the task and distilled", _ADABERT)(fit_adabert)
+register("adabert_undistilled", "the searched CNN, trained on labels alone", _ADABERT)(fit_adabert_undistilled)
+register("adabert_random", "a random CNN of the same cost, distilled", _ADABERT)(fit_adabert_random)
 
 # %% ../nbs/60_methods.ipynb #cbccdaa44
 @register("ladder", "distil, then ONNX Runtime, then 8 bits: one rung on the other")
