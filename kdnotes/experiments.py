@@ -266,7 +266,7 @@ class Artefact:
     real_tasks: tuple[str, ...] = ()
     overrides: dict = field(default_factory=dict)
 
-
+# %% ../nbs/61_experiments.ipynb #cell-028b
 _SMALL_SEARCH = dict(steps=800, search_batch=64, channels=32, max_depth=4)
 _LAPTOP_SEARCH = dict(cnn_epochs=10)
 ARTEFACTS = {

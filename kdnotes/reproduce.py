@@ -16,7 +16,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from .experiments import ARTEFACTS, compute_all, find_artefact, grid
-from .adabert.figures import draw_crosstask, draw_tradeoff
+from .search_figures import draw_crosstask, draw_tradeoff
 from .figures import compare, draw_ladder, draw_landscape, pooled_contrast, read_table, same_table, save_artefact, table
 from .specs import find_profile
 from .store import Store, provenance, read_lines

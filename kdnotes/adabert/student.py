@@ -212,7 +212,7 @@ def fit_adabert(
     )  # fmt: skip
     return _finish(problem, rows, found, gamma, start, channels, max_depth, cnn_lr, cnn_epochs, vocabulary, copies, share)
 
-
+# %% ../../nbs/24_adabert_student.ipynb #cell-022b
 def read_genotype(text: str) -> Genotype:
     """A genotype from its JSON.
 
