@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['ARTEFACTS', 'UNSEEDED', 'world_encoder', 'encoder_folder', 'teacher_spec', 'teacher_folder', 'load', 'load_sources',
-           'run', 'run_spec', 'checkpoints', 'compute', 'threads', 'weights_sha256', 'load_teacher', 'Artefact',
-           'find_artefact', 'grid', 'compute_all', 'clock']
+           'run', 'run_spec', 'checkpoints', 'compute', 'threads', 'weights_sha256', 'load_teacher', 'with_genotype',
+           'Artefact', 'find_artefact', 'grid', 'compute_all', 'clock']
 
 # %% ../nbs/61_experiments.ipynb #cell-003
 import json
@@ -13,7 +13,7 @@ import shutil
 import time
 from collections.abc import Callable
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import lru_cache
 from pathlib import Path
 
@@ -23,11 +23,12 @@ from transformers import AutoModel, PreTrainedModel, set_seed
 from . import worlds
 from .cost import measure
 from .encoders import HEADS, find_encoder, load_tokenizer, small_bert, word_tokenizer
-from .methods import distill, fine_tune
+from .methods import distill, find_method, fine_tune
 from .metrics import score
-from .specs import common_labels, encoder_spec, find_profile, make_spec
+from .specs import Profile, common_labels, encoder_spec, find_profile, make_spec
+from .specs import overrides as overrides_of
 from .store import Store, address, pack, pack_sequences, refuse_several
-from .tasks import load_task, task
+from .tasks import TASKS, load_task, task
 from .training import encode, gold_labels, predict, predicted_labels, train_mlm
 
 # %% ../nbs/61_experiments.ipynb #cell-016
@@ -180,6 +181,7 @@ def threads(count: int):
 
 def _compute(spec: dict, store: Store, progress: bool) -> dict:
     start, this = time.perf_counter(), task(spec["task"])
+    settings = with_genotype(spec, store, progress)
     folder = teacher_folder(spec, store, progress)
     teacher, tokenizer = load_teacher(str(folder), this.kind), load_tokenizer(str(folder))
     set_seed(spec["seed"])  # a masked-language-model checkpoint has no pooler: loading draws one
@@ -191,7 +193,7 @@ def _compute(spec: dict, store: Store, progress: bool) -> dict:
         tokenizer=tokenizer, encoder=encoder, metric=this.metrics[0], max_length=spec["max_length"],
         seed=spec["seed"], epochs=spec["epochs"], lr=spec["lr"], batch_size=spec["batch_size"], bf16=spec["bf16"], card=False,
         folder=checkpoints(spec, store), cache=store, progress=progress, source=load_sources(spec),
-        target=spec["domain"] or spec["task"], **spec["settings"],
+        target=spec["domain"] or spec["task"], **settings,
     )  # fmt: skip
     n_train = spec["teacher_rows"] if spec["method"] == "teacher" else spec["rows"]
     report = encode(data["report"], tokenizer, this.text, this.label, spec["max_length"], this.kind)
@@ -217,6 +219,20 @@ def load_teacher(folder: str, kind: str) -> PreTrainedModel:
     """A stored teacher, kept in memory between runs."""
     return HEADS[kind].from_pretrained(folder, use_safetensors=True).eval()
 
+# %% ../nbs/61_experiments.ipynb #cell-geno
+def with_genotype(spec: dict, store: Store, progress: bool = False) -> dict:
+    """The settings of a spec; a `genotype` that names a task is replaced by the one that is searched there."""
+    settings, named = dict(spec["settings"]), spec["settings"].get("genotype")
+    if named in TASKS:
+        searched = make_spec("adabert", named, spec["seed"], spec["profile"], **_of_search(spec))
+        settings["genotype"] = json.dumps(run_spec(searched, store, progress)["details"]["genotype"])
+    return settings
+
+
+def _of_search(spec: dict) -> dict:
+    training = ("genotype", "start", "vocabulary", "copies", "share", "domain", "setting")
+    return {name: value for name, value in overrides_of(spec).items() if name not in training}
+
 # %% ../nbs/61_experiments.ipynb #cell-028
 @dataclass(frozen=True)
 class Artefact:
@@ -230,10 +246,11 @@ class Artefact:
     tasks: task names.
     contrast: the primary contrast `(a, b)`: is a better than b, pooled over the tasks?
     margin: how far a may fall below b where the claim is that it is as good.
+    claimed: the setting of a that the contrast is about; `{task}` in it stands for the task.
     published: `{(method, task, domain, setting, metric): value}` on the official data, as fractions.
     settings: what a sweep varies, `{method: {setting: overrides}}`; methods without an entry run once.
     real_tasks: further tasks, for profiles with real data.
-    overrides: `{profile: overrides}` of this artefact's own sizes.
+    overrides: `{profile: overrides}` of this artefact's own sizes; a method gets those that it knows.
     """
 
     name: str
@@ -244,11 +261,14 @@ class Artefact:
     contrast: tuple[str, str]
     published: dict
     margin: float = 0.0
+    claimed: str = ""
     settings: dict = field(default_factory=dict)
     real_tasks: tuple[str, ...] = ()
     overrides: dict = field(default_factory=dict)
 
-
+# %% ../nbs/61_experiments.ipynb #cell-028b
+_SMALL_SEARCH = dict(steps=800, search_batch=64, channels=32, max_depth=4)
+_LAPTOP_SEARCH = dict(cnn_epochs=10)
 ARTEFACTS = {
     "fig02": Artefact(
         "fig02", "Figure 2: the measured landscape of BERT compression", "fig02_landscape",
@@ -263,9 +283,33 @@ ARTEFACTS = {
     ),
     "fig02_ladder": Artefact(
         "fig02_ladder", "Figure 2, continued: the ladder of what a practitioner stacks", "fig02_ladder",
-        ("majority", "teacher", "undistilled", "ladder"), ("sst2",), ("ladder", "teacher"), {}, margin=0.005,
+        ("majority", "teacher", "undistilled", "ladder"), ("sst2",), ("ladder", "teacher"), {}, margin=0.005, claimed="rung=3",
         settings={"ladder": {f"rung={rung}": dict(rung=rung) for rung in (1, 2, 3)}},
         real_tasks=("clinc150",), overrides={"laptop": dict(rows=16_000, width=288)},
+    ),
+    "fig05": Artefact(
+        "fig05", "Figure 5: what AdaBERT's trade-off buys", "fig05_tradeoff",
+        ("majority", "teacher", "undistilled", "adabert"), ("sst2",), ("adabert", "teacher"), {}, margin=0.0162,
+        settings={"adabert": {f"beta={beta}": dict(beta=float(beta)) for beta in (0, 1, 16, 64)}
+                  | {f"gamma={gamma}": dict(gamma=float(gamma)) for gamma in (0, 0.5, 1)} | {"": {}}},
+        overrides={"world": _SMALL_SEARCH, "laptop": _LAPTOP_SEARCH},
+    ),
+    "fig08": Artefact(
+        "fig08", "Figure 8: AdaBERT beside its rivals", "fig08_adabert",
+        ("majority", "teacher", "undistilled", "bilstm_soft", "distilbert", "pkd", "tinybert", "adabert_undistilled",
+         "adabert_random", "adabert"),
+        ("sst2", "snips"), ("adabert", "adabert_random"),
+        {("teacher", "sst2", "", "", "accuracy"): 0.935, ("bilstm_soft", "sst2", "", "", "accuracy"): 0.907,
+         ("distilbert", "sst2", "", "", "accuracy"): 0.914, ("pkd", "sst2", "", "", "accuracy"): 0.920,
+         ("tinybert", "sst2", "", "", "accuracy"): 0.926, ("adabert", "sst2", "", "", "accuracy"): 0.918},
+        overrides={"world": _SMALL_SEARCH, "laptop": _LAPTOP_SEARCH},
+    ),
+    "fig08_crosstask": Artefact(
+        "fig08_crosstask", "Figure 8, continued: an architecture on a task that it was not searched for", "fig08_crosstask",
+        ("majority", "teacher", "undistilled", "adabert_random", "adabert"), ("sst2", "mrpc", "snips"),
+        ("adabert", "adabert_random"), {}, claimed="searched on {task}",
+        settings={"adabert": {f"searched on {name}": dict(genotype=name, start="scratch") for name in ("sst2", "mrpc", "snips")}},
+        overrides={"world": _SMALL_SEARCH, "laptop": _LAPTOP_SEARCH},
     ),
 }  # fmt: skip
 
@@ -287,6 +331,12 @@ UNSEEDED = ("majority", "bag_of_words", "teacher", "int8_dynamic", "teacher_sing
             "meta_teacher")  # their result does not depend on the seed
 
 
+def _foreign(method: str, methods: tuple[str, ...]) -> set[str]:
+    """Settings that other methods of an artefact have, and this one has not."""
+    theirs = {name for other in methods for name in find_method(other).settings}
+    return theirs - find_method(method).settings.keys() - {field.name for field in fields(Profile)} - {"domain"}
+
+
 def grid(artefact: str, profile: str = "world", seeds: int | None = None, **overrides) -> list[dict]:
     """The specs of all runs of an artefact, the cheapest rows of each task first.
 
@@ -305,8 +355,9 @@ def grid(artefact: str, profile: str = "world", seeds: int | None = None, **over
     if not isinstance(count, int) or isinstance(count, bool) or count < 1:
         raise ValueError(f"seeds={count!r} should be a whole number from 1")
     overrides = wanted.overrides.get(profile, {}) | overrides
+    known = {method: overrides.keys() - _foreign(method, wanted.methods) for method in wanted.methods}
     return [
-        make_spec(method, name, seed, profile, setting=setting, **overrides | varied)
+        make_spec(method, name, seed, profile, setting=setting, **{k: overrides[k] for k in known[method]} | varied)
         for name in wanted.tasks + (wanted.real_tasks if size.source != "world" else ())
         for seed in range(count)
         for method in wanted.methods

@@ -176,5 +176,6 @@ def needs_halves(problem: Problem) -> None:
 # %% ../nbs/10_knowledge.ipynb #f3c81a02
 def half(input_ids: torch.Tensor, keep: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """The kept tokens of every row moved to the front, `(batch, seq)`, and how many there are, `(batch,)`."""
-    order = (~keep).long().argsort(dim=1, stable=True)
+    places = torch.arange(keep.shape[1], device=keep.device)
+    order = torch.where(keep, places, places + keep.shape[1]).argsort(dim=1)  # no two are equal: ONNX has no stable sort
     return input_ids.gather(1, order), keep.sum(1).clamp(min=1)

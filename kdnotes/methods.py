@@ -17,6 +17,7 @@ from pathlib import Path
 import torch
 from transformers import AutoModel, PreTrainedModel, set_seed
 
+from .adabert.student import fit_adabert, fit_adabert_random, fit_adabert_undistilled
 from .augmentation import model_sha256, rows_sha256
 from .cost import measure
 from .encoders import HEADS, load, load_encoder, load_tokenizer, make_student
@@ -121,8 +122,7 @@ def check_settings(method: Method, settings: dict) -> dict:
         A setting that the method does not have, or a value of the wrong type.
     """
     for name in settings.keys() - method.settings.keys():
-        known = ", ".join(method.settings) or "none"
-        raise ValueError(f"{method.name} has no setting {name!r}, its settings are: {known}")
+        raise ValueError(f"{method.name} has no setting {name!r}, its settings are: {', '.join(method.settings) or 'none'}")
     return method.settings | {name: typed(name, value, method.settings[name]) for name, value in settings.items()}
 
 # %% ../nbs/60_methods.ipynb #cell-008
@@ -187,7 +187,6 @@ for name, fit, summary, source in (
     register(name, summary, source)(fit)
 
 # %% ../nbs/60_methods.ipynb #cell-metakd-b
-_META_KD = "arXiv 2012.01266"
 for name, fit, summary in (
     ("teacher_single", fit_teacher_single, "the target domain's own teacher"),
     ("teacher_mix", fit_teacher_mix, "one teacher for the rows of all domains"),
@@ -200,7 +199,12 @@ for name, fit, summary in (
     ("meta_tinybert_kd", fit_meta_tinybert_kd, "a narrow student of the meta-teacher"),
     ("meta_distillation", fit_meta_distillation, "a narrow student of what the meta-teacher knows that transfers"),
 ):
-    register(name, summary, _META_KD)(fit)
+    register(name, summary, "arXiv 2012.01266")(fit)
+
+# %% ../nbs/60_methods.ipynb #cell-ada
+register("adabert", "a small CNN, searched for the task and distilled", "arXiv 2001.04246")(fit_adabert)
+register("adabert_undistilled", "the searched CNN, trained on labels alone", "arXiv 2001.04246")(fit_adabert_undistilled)
+register("adabert_random", "a random CNN of the same cost, distilled", "arXiv 2001.04246")(fit_adabert_random)
 
 # %% ../nbs/60_methods.ipynb #cbccdaa44
 @register("ladder", "distil, then ONNX Runtime, then 8 bits: one rung on the other")

@@ -16,6 +16,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from .experiments import ARTEFACTS, compute_all, find_artefact, grid
+from .search_figures import draw_crosstask, draw_tradeoff
 from .figures import compare, draw_ladder, draw_landscape, pooled_contrast, read_table, same_table, save_artefact, table
 from .specs import find_profile
 from .store import Store, provenance, read_lines
@@ -62,7 +63,10 @@ def _literal(text: str):
     return ast.literal_eval(text)
 
 # %% ../nbs/63_reproduce.ipynb #cell-012
-DRAW = {"fig02": draw_landscape, "fig02_ladder": draw_ladder}
+DRAW = {
+    "fig02": draw_landscape, "fig02_ladder": draw_ladder, "fig05": draw_tradeoff, "fig08": draw_landscape,
+    "fig08_crosstask": draw_crosstask,
+}
 
 
 def tabulate(artefact: str, profile: str, records: list[dict]):
@@ -70,8 +74,7 @@ def tabulate(artefact: str, profile: str, records: list[dict]):
     wanted, real = find_artefact(artefact), find_profile(profile).source != "world"
     tasks, (a, b) = wanted.tasks + (wanted.real_tasks if real else ()), wanted.contrast
     frame = table(records, artefact, profile, tasks, wanted.methods, b, wanted.published if real else None)
-    last = list(wanted.settings.get(a, [""]))[-1]  # a sweep claims something of its last setting
-    return frame, pooled_contrast(records, a, b, tasks, last, wanted.margin)
+    return frame, pooled_contrast(records, a, b, tasks, wanted.claimed, wanted.margin)
 
 
 def render(artefact: str, profile: str, records: list[dict], folder: Path, made: dict) -> Path:
@@ -163,7 +166,7 @@ def reproduce(
     specs = {name: grid(name, profile, seeds, **overrides) for name in names}
     check_writable(out)
     store = open_store(out, resume, say)
-    for name in names:
+    for name in ARTEFACTS:  # of all: artefacts share runs
         committed = root / "figures" / name / profile / "runs.jsonl"
         if resume and committed.exists():
             say(f"{store.import_lines(committed)} committed runs of {name} taken over")

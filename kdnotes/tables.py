@@ -87,6 +87,7 @@ FAMILIES = {
     "tinybert": "distillation", "minilm": "distillation", "ladder": "distillation", "albert": "parameter sharing",
     "qbert_mixed": "quantisation", "qbert_8bit": "quantisation", "qbert_4bit": "quantisation",
     "int8_dynamic": "quantisation", "adabert": "architecture search",
+    "adabert_undistilled": "architecture search", "adabert_random": "architecture search",
     "teacher_single": "reference", "teacher_mix": "reference", "teacher_mtl": "reference", "meta_teacher": "reference",
     "single_tinybert_kd": "distillation", "mix_tinybert_kd": "distillation", "mtl_tinybert_kd": "distillation",
     "multi_mtn_kd": "distillation", "meta_tinybert_kd": "distillation", "meta_distillation": "distillation",
@@ -208,7 +209,7 @@ def pooled_contrast(records: Iterable[dict], a: str, b: str, tasks: Iterable[str
 
     Parameters
     ----------
-    setting : of `a`, where it was run in several; `b` has none.
+    setting : of `a`, where it was run in several, `{task}` standing for the task; `b` has none.
     margin : how far below `b` still counts, for a claim that `a` is as good.
 
     Raises
@@ -218,10 +219,11 @@ def pooled_contrast(records: Iterable[dict], a: str, b: str, tasks: Iterable[str
     groups, tasks = group(records), [task(one) for one in tasks]
     comparisons = []
     for one in tasks:
-        wanted = {(a, setting), (b, "")}
+        own = setting.format(task=one.name)
+        wanted = {(a, own), (b, "")}
         places = [key for key in groups if key.task == one.name and (key.method, key.setting) in wanted]
         for domain in dict.fromkeys(key.domain for key in places):
-            both = [groups.get(Key(a, one.name, domain, setting)), groups.get(Key(b, one.name, domain, ""))]
+            both = [groups.get(Key(a, one.name, domain, own)), groups.get(Key(b, one.name, domain, ""))]
             if None in both:
                 raise ValueError(f"{a} against {b}: {_name((one.name, domain))} has runs of only one of them")
             comparisons.append(Comparison(one.metrics[0], both[0].labels, *(x.predictions for x in both), one.labels))
@@ -230,6 +232,7 @@ def pooled_contrast(records: Iterable[dict], a: str, b: str, tasks: Iterable[str
     found = pooled_difference(comparisons)
     noun = "domain" if any(key.domain for key in groups) else "task"
     where = f"{len(comparisons)} {noun}{'s' * (len(comparisons) > 1)}"
+    setting = setting.format(task="the task itself")
     if margin:
         shifted = Interval(*(number + margin for number in found))
         return (f"{_name((a, setting))} no more than {margin:g} below {b}: difference {found}, pooled over {where}: "

@@ -16,6 +16,7 @@ SECONDS_WORTH_A_LINE = 5
 
 
 def pytest_collection_modifyitems(items):
+    items.sort(key=lambda item: file_of(item.nodeid) != "tests/test_notebooks.py")  # the longest file, first where two run
     if not os.environ.get("KDNOTES_DATA"):
         skip = pytest.mark.skip(reason="KDNOTES_DATA names no folder with the real data sets")
         for item in items:
@@ -24,7 +25,8 @@ def pytest_collection_modifyitems(items):
 
 
 def pytest_configure(config):
-    if not config.option.collectonly and config.option.verbose <= 0:
+    worker = hasattr(config, "workerinput")  # of pytest-xdist: its results are told by the process that started it
+    if not config.option.collectonly and config.option.verbose <= 0 and not worker:
         config.pluginmanager.register(Progress(config), "kdnotes-progress")
 
 
@@ -38,9 +40,14 @@ class Progress:
         self.outcomes = defaultdict(Counter)
 
     def pytest_collection_finish(self, session):
-        self.todo = [item.nodeid for item in session.items]
-        self.left = Counter(map(file_of, self.todo))
-        self.started = time.monotonic()
+        self.start([item.nodeid for item in session.items])
+
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_xdist_node_collection_finished(self, node, ids):
+        self.start(ids)
+
+    def start(self, todo):
+        self.todo, self.left, self.started = todo, Counter(map(file_of, todo)), time.monotonic()
 
     def pytest_report_teststatus(self, report):
         # no dots and letters: our lines stand in for them; the words stand in pytest's list of failures

@@ -33,7 +33,7 @@ def store(tmp_path_factory):
     return tmp_path_factory.mktemp("store")
 
 
-SETTINGS = {"bilstm_soft": {"hidden_size": 8, "inner": 8, "lstm_epochs": 1}, "ladder": {"base": "kd"}}
+SETTINGS = {"bilstm_soft": {"hidden_size": 8, "inner": 8, "lstm_epochs": 1}, "ladder": {"base": "kd"}, **tiny.SMALL_SEARCH}
 
 
 @pytest.mark.parametrize("method", sorted(METHODS))

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from datasets import ClassLabel, Dataset
+from tiny import SMALL_SEARCH
 from transformers import AutoModelForSequenceClassification, set_seed
 
 import kdnotes
@@ -46,7 +47,7 @@ def teachers():
 
 SMALL = {
     "bilstm_soft": {"hidden_size": 8, "inner": 8, "lstm_epochs": 1}, "pkd": {"layers": 2}, "albert": {"embedding": 8},
-    "tinybert": {"layers": 1, "first_epochs": 1}, "ladder": {"layers": 1, "base": "kd"},
+    "tinybert": {"layers": 1, "first_epochs": 1}, "ladder": {"layers": 1, "base": "kd"}, **SMALL_SEARCH,
 }  # fmt: skip
 
 

@@ -7,6 +7,9 @@ ENCODER = dict(layers=2, width=32, heads=2, sentences=400, epochs=1)
 RUN = dict(rows=120, teacher_rows=200, epochs=2, teacher_epochs=1, layers=2, width=16, heads=2, max_length=24,
            world_encoder=ENCODER)  # fmt: skip
 
+SEARCH = dict(steps=6, search_batch=16, channels=8, max_depth=2, cnn_epochs=1)
+SMALL_SEARCH = {name: SEARCH for name in ("adabert", "adabert_undistilled", "adabert_random")}
+
 
 def run(folder, method="kd", task="sst2", seed=0, **changes):
     """One tiny run in the store at `folder`."""

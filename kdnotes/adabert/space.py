@@ -10,6 +10,7 @@ __all__ = ['OPS', 'NODES', 'EDGES', 'MAX_DEPTH', 'MaskedBatchNorm', 'Convolution
 # %% ../../nbs/20_search_space.ipynb #cell-003
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -46,8 +47,8 @@ class MaxPool(nn.Module):
     """The largest of three neighbouring words."""
 
     def forward(self, x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        lowest = torch.finfo(x.dtype).min
-        return nn.functional.max_pool1d(torch.where(mask.bool(), x, lowest), 3, stride=1, padding=1) * mask
+        words = torch.where(mask.bool(), x, torch.finfo(x.dtype).min)[:, :, None]
+        return nn.functional.max_pool2d(words, (1, 3), stride=1, padding=(0, 1))[:, :, 0] * mask  # in 1d, ONNX fixes the length
 
 
 class AveragePool(nn.Module):
@@ -88,20 +89,24 @@ OPS: dict[str, Callable[[int], nn.Module]] = {
 # %% ../../nbs/20_search_space.ipynb #cell-022
 def op_cost(name: str, width: int, length: int = 64) -> tuple[int, float]:
     """Parameters of an operation, and its floating point operations per word."""
-    op = OPS[name](width).eval()
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
+    with torch.device("meta"), FlopCounterMode(display=False) as counter, torch.no_grad():  # shapes alone, no numbers drawn
+        op = OPS[name](width).eval()
         op(torch.ones(1, width, length), torch.ones(1, 1, length))
     return sum(p.numel() for p in op.parameters()), counter.get_total_flops() / length
 
 
-def op_costs(width: int) -> torch.Tensor:
-    """SIZE and FLOPs of every operation, each normalised to sum to one over them: `(ops, 2)` (AdaBERT, section 3.3)."""
-    costs = torch.tensor([op_cost(name, width) for name in OPS], dtype=torch.float)
-    return costs / costs.sum(0)
+
 
 # %% ../../nbs/20_search_space.ipynb #cell-025
 NODES = 3
 EDGES = tuple((source, node) for node in range(2, 2 + NODES) for source in range(node))
+
+# %% ../../nbs/20_search_space.ipynb #cell-costs
+@lru_cache
+def op_costs(width: int) -> torch.Tensor:
+    """SIZE and FLOPs of every operation on one edge, as shares of all candidates of a cell: `(ops, 2)` (AdaBERT, section 3.3)."""
+    costs = torch.tensor([op_cost(name, width) for name in OPS], dtype=torch.float)
+    return costs / (len(EDGES) * costs.sum(0))
 
 # %% ../../nbs/20_search_space.ipynb #cell-028
 @dataclass(frozen=True)

@@ -1,0 +1,296 @@
+"""What AdaBERT promises beyond its pages: the mathematics, nothing that leaks, and searches that can be killed."""
+
+import itertools
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import tiny
+import torch
+from datasets import Dataset
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.nn.functional import gumbel_softmax
+from torch.testing import assert_close
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import AutoModelForSequenceClassification, set_seed
+
+from kdnotes.adabert import supernet
+from kdnotes.adabert.relaxation import Architecture, Sample, score_function
+from kdnotes.adabert.space import EDGES, OPS, Cell, Genotype, genotype_cost, op_cost, random_genotype
+from kdnotes.adabert.student import AdaBert, AdaBertConfig, derive, fit_adabert, kept_search, same_cost, taught_rows
+from kdnotes.adabert.supernet import SuperNet, Words, search
+from kdnotes.adabert.tradeoff import knowledge_loss
+from kdnotes.encoders import make_student, small_bert, word_tokenizer
+from kdnotes.experiments import with_genotype
+from kdnotes.export import to_onnx
+from kdnotes.knowledge import Problem
+from kdnotes.specs import make_spec
+from kdnotes.store import Store
+from kdnotes.training import Collate, encode, model_inputs, predict
+
+TOKENIZER = word_tokenizer("good bad not very film book un ##for ##tunate".split())
+LABELS = ("no", "yes")
+QUICK = dict(steps=8, batch_size=16, width=8, max_depth=3)
+OP = list(OPS)
+
+
+def rows(n, kind="single", seed=0):
+    rng = np.random.default_rng(seed)
+    texts = [list(rng.choice(["good", "bad", "not", "film"], rng.integers(3, 9))) for _ in range(n)]
+    if kind == "tokens":
+        made = Dataset.from_dict({"text": texts, "label": [[int(word == "good") for word in text] for text in texts]})
+        return encode(made, TOKENIZER, ("text",), "label", 16, "tokens")
+    labels = [int("good" in text) for text in texts]
+    made = Dataset.from_dict({"text": [" ".join(t) for t in texts], "other": [" ".join(t[::-1]) for t in texts], "label": labels})
+    return encode(made, TOKENIZER, ("text", "other") if kind == "pair" else ("text",), "label", 24, kind)
+
+
+@pytest.fixture(params=["single", "pair", "tokens"])
+def problem(request):
+    kind = request.param
+    labels, metric = (("O", "B-good"), "entity_f1") if kind == "tokens" else (LABELS, "accuracy")
+    set_seed(0)
+    encoder = small_bert(TOKENIZER, 3, 16, 2)
+    teacher = make_student(encoder, labels, kind, layers=3).eval().requires_grad_(False)
+    training = dict(epochs=1, lr=1e-3, batch_size=16)
+    data = rows(48, kind), rows(24, kind, 1)
+    return Problem(teacher, encoder, TOKENIZER, *data, labels, kind, metric, training=training)
+
+
+def inputs_of(problem, n=6):
+    return model_inputs(Collate(TOKENIZER)([problem.train[i] for i in range(n)]), TOKENIZER)
+
+
+def drawn(ops, depth, max_depth):
+    return Sample(torch.eye(len(OP))[[OP.index(op) for op in ops]], torch.eye(max_depth)[depth - 1])
+
+
+def test_hard_samples_follow_the_softmax_of_the_logits():
+    torch.manual_seed(0)
+    arch = Architecture(4)
+    with torch.no_grad():
+        arch.alpha.normal_()
+        arch.depth.normal_()
+    samples = [arch.sample(0.3) for _ in range(4000)]
+    ops, depths = (torch.stack(list(each)).mean(0) for each in zip(*((s.ops, s.depth) for s in samples)))
+    assert_close(ops, arch.alpha.softmax(1), atol=0.035, rtol=0)  # more than four standard errors
+    assert_close(depths, arch.depth.softmax(0), atol=0.035, rtol=0)
+
+
+@pytest.mark.parametrize("tau", [1.0, 0.2])
+def test_straight_through_gradients_are_those_of_the_soft_sample(tau):
+    logits, weights = torch.randn(len(EDGES), len(OP), requires_grad=True), torch.randn(len(EDGES), len(OP))
+    torch.manual_seed(3)
+    (gumbel_softmax(logits, tau, hard=True) * weights).sum().backward()
+    torch.manual_seed(3)
+    noise = -torch.empty_like(logits).exponential_().log()
+    soft = ((logits + noise) / tau).softmax(1).detach()
+    by_hand = soft * (weights - (soft * weights).sum(1, keepdim=True)) / tau
+    assert_close(logits.grad, by_hand)
+
+
+def test_the_score_function_compares_a_sample_with_the_others_only():
+    arch = Architecture(2)
+    samples = [arch.sample(1.0) for _ in range(3)]
+    score_function(arch, samples, torch.tensor([7.0, 7.0, 7.0])).backward()
+    assert arch.alpha.grad.abs().sum() == 0 and arch.depth.grad.abs().sum() == 0
+
+
+def test_a_sampled_path_is_what_all_operations_compute_there(problem):
+    net = SuperNet(problem.teacher, 2, problem.kind, width=8, max_depth=3).eval()
+    for seed in range(4):
+        torch.manual_seed(seed)
+        sample = Architecture(3).sample(1.0)
+        path, everything = (net(sample, everything=e, **inputs_of(problem))[sample.cells] for e in (False, True))
+        assert_close(path, everything)
+
+
+def test_a_derived_student_is_its_path_through_the_super_net(problem):
+    found = search(problem, taught_rows(problem), **QUICK)
+    student = derive(found, problem, width=8).eval()
+    path = {edge[:2]: edge[2] for edge in found.genotype.edges}
+    sample = drawn([path.get(edge, "zero") for edge in EDGES], found.genotype.depth, 3)
+    theirs = found.net.eval()(sample, **inputs_of(problem))[found.genotype.depth][0]
+    assert_close(student(**inputs_of(problem)).logits, theirs, atol=1e-5, rtol=1e-5)
+
+
+def test_folded_tables_are_the_projected_embeddings(problem):
+    words = Words(problem.teacher, 8)
+    table, positions = words.fold()
+    ids = inputs_of(problem)["input_ids"]
+    assert_close(table[ids] + positions[: ids.shape[1]], words(ids), atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_table_of_flops_is_what_torch_counts_in_a_cell(seed):
+    genotype, width, length = random_genotype(np.random.default_rng(seed)), 16, 32
+    cell = Cell(width, {(source, node): [op] for source, node, op in genotype.edges}).eval()
+    x = torch.ones(1, width, length)
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        cell(x, x, torch.ones(1, 1, length))
+    attention = 2 * 3 * width  # a score for each of three nodes
+    parameters = sum(p.numel() for p in cell.edges.parameters())
+    assert counter.get_total_flops() == sum(op_cost(op, width)[1] for *_, op in genotype.edges) * length + attention
+    assert parameters == sum(op_cost(op, width)[0] for *_, op in genotype.edges)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_neither_padding_nor_neighbours_change_logits(problem, seed):
+    genotype = random_genotype(np.random.default_rng(seed), 3)
+    student = derive(genotype, problem, width=8, start="scratch").eval()
+    order = sorted(range(8), key=lambda i: problem.train[i]["length"])
+    together = predict(student, problem.train.select(order), TOKENIZER, batch_size=8)
+    alone = predict(student, problem.train.select(order), TOKENIZER, batch_size=1)
+    for ours, theirs in zip(together, alone):
+        np.testing.assert_allclose(ours, theirs, atol=1e-5)
+
+
+def test_rubbish_under_the_padding_changes_nothing(problem):
+    student = derive(random_genotype(np.random.default_rng(5), 3), problem, width=8, start="scratch").eval()
+    given = inputs_of(problem)
+    spoilt = dict(given, input_ids=torch.where(given["attention_mask"].bool(), given["input_ids"], 7))
+    real = given["attention_mask"].bool() if problem.kind == "tokens" else slice(None)
+    assert_close(student(**spoilt).logits[real], student(**given).logits[real])
+
+
+@settings(max_examples=20, deadline=None)
+@given(seed=st.integers(0, 10**6))
+def test_random_genotypes_survive_their_config(seed):
+    genotype = random_genotype(np.random.default_rng(seed))
+    again = AdaBertConfig.from_dict(json.loads(AdaBertConfig(**genotype.plain()).to_json_string()))
+    assert again.genotype == genotype and genotype_cost(genotype, 16) >= 0
+
+
+def test_the_rival_costs_about_the_same():
+    for seed in range(3):
+        one = random_genotype(np.random.default_rng(100 + seed), 4)
+        rival = same_cost(one, 16, 4, seed)
+        assert abs(genotype_cost(rival, 16, 4) - genotype_cost(one, 16, 4)) < 0.01
+
+
+def test_the_cost_is_the_expected_cost_of_a_decided_architecture():
+    genotype, arch = random_genotype(np.random.default_rng(0), 4), Architecture(4)
+    path = {edge[:2]: edge[2] for edge in genotype.edges}
+    with torch.no_grad():
+        for i, edge in enumerate(EDGES):
+            arch.alpha[i, OP.index(path.get(edge, "zero"))] = 50.0
+        arch.depth[genotype.depth - 1] = 50.0
+    assert abs(arch.expected_cost(16).item() - genotype_cost(genotype, 16, 4)) < 1e-6
+    assert arch.derive().depth == genotype.depth
+
+
+def test_a_dearer_price_makes_a_cheaper_architecture():
+    """The price alone, and the negative control: without one, nothing moves."""
+    costs = []
+    for beta in (0.0, 1.0, 16.0):
+        arch = Architecture(4)
+        optimizer = torch.optim.SGD(arch.parameters(), lr=1.0)
+        for _ in range(50):
+            optimizer.zero_grad()
+            (beta * arch.expected_cost(16)).backward()
+            optimizer.step()
+        costs.append(arch.expected_cost(16).item())
+    assert costs[0] > costs[1] > costs[2] and abs(costs[0] - Architecture(4).expected_cost(16).item()) < 1e-7
+
+
+class Killed(Exception):
+    pass
+
+
+@pytest.mark.parametrize("paths", [0, 3])
+def test_a_search_killed_twice_ends_as_if_it_had_not_been(problem, tmp_path, monkeypatch, paths):
+    data, wanted = taught_rows(problem), QUICK | dict(paths=paths)
+    peace = search(problem, data, **wanted)
+    advance, steps = supernet._Loop.advance, itertools.count(1)
+
+    def killed(self, *args):
+        if next(steps) in (3, 8):
+            raise Killed
+        advance(self, *args)
+
+    monkeypatch.setattr(supernet._Loop, "advance", killed)
+    there = replace(problem, folder=tmp_path)
+    for _ in range(2):
+        with pytest.raises(Killed):
+            search(there, data, checkpoint_every=1, **wanted)
+        torch.randn(5)  # whatever another process would have drawn
+    again = search(there, data, checkpoint_every=1, **wanted)
+    assert again.genotype == peace.genotype and again.history == peace.history
+    assert all(torch.equal(a, b) for a, b in zip(again.net.state_dict().values(), peace.net.state_dict().values()))
+
+
+def test_a_kept_search_is_found_and_the_same(problem, tmp_path, monkeypatch):
+    there, data = replace(problem, cache=Store(tmp_path)), taught_rows(problem)
+    wanted = QUICK | dict(gamma=0.8, beta=4.0, lr=1e-2, arch_lr=5e-2)
+    first = kept_search(there, data, **wanted)
+    monkeypatch.setattr("kdnotes.adabert.student.search", lambda *_, **__: pytest.fail("searched again"))
+    second = kept_search(there, data, **wanted)
+    assert first.genotype == second.genotype
+    assert all(torch.equal(a, b) for a, b in zip(first.net.state_dict().values(), second.net.state_dict().values()))
+
+
+def test_students_are_saved_exported_and_small(problem, tmp_path):
+    student = fit_adabert(problem, vocabulary="task", **tiny.SEARCH)
+    if problem.kind != "tokens":
+        student.save_pretrained(tmp_path)
+        again = AutoModelForSequenceClassification.from_pretrained(tmp_path)
+        assert isinstance(again, AdaBert) and again.config.genotype == student.config.genotype
+        assert_close(again.eval()(**inputs_of(problem)).logits, student(**inputs_of(problem)).logits)
+    few = problem.train.select(range(10))
+    for ours, theirs in zip(predict(student, few, TOKENIZER), predict(to_onnx(student), few, TOKENIZER)):
+        np.testing.assert_allclose(ours, theirs, atol=1e-4)
+    assert set(student.details["measures"]) == {"depth", "cost", "network_params"}
+
+
+def test_every_operation_is_exported_for_any_length(problem):
+    edges = list(zip(((0, 2), (1, 2), (0, 3), (1, 3), (2, 3), (0, 4), (1, 4), (2, 4), (3, 4)), OP))
+    student = derive(Genotype(tuple((*edge, op) for edge, op in edges), 2), problem, width=8, start="scratch").eval()
+    exported = to_onnx(student)
+    for ours, theirs in zip(predict(student, problem.train, TOKENIZER), predict(exported, problem.train, TOKENIZER)):
+        np.testing.assert_allclose(ours, theirs, atol=1e-4)
+
+
+REFUSED = {
+    "gamma": (dict(gamma=1.2), "gamma=1.2 should be from 0 to 1"),
+    "beta": (dict(beta=-1.0), "beta=-1.0 should not be negative"),
+    "steps": (dict(steps=0), "steps=0 should be positive"),
+    "start": (dict(start="bert"), "unknown start 'bert'"),
+    "vocabulary": (dict(vocabulary="mine"), "unknown vocabulary 'mine'"),
+    "width": (dict(channels=99), "width=99 should be from 1 to the teacher's 16"),
+    "genotype": (dict(genotype="{}"), "genotype='{}'"),
+    "no json": (dict(genotype="sst3"), "genotype='sst3'"),
+    "no weights": (dict(genotype=json.dumps(random_genotype(np.random.default_rng(0)).plain())), "start='scratch'"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+@pytest.mark.parametrize("problem", ["single"], indirect=True)
+def test_wrong_settings_are_refused(problem, case):
+    wrong, message = REFUSED[case]
+    with pytest.raises(ValueError) as caught:
+        fit_adabert(problem, **tiny.SEARCH | wrong)
+    assert message in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("problem", ["single"], indirect=True)
+def test_a_label_without_rows_and_few_rows(problem):
+    one_class = problem.train.filter(lambda row: row["labels"] == 1)
+    with pytest.raises(ValueError, match="at least 4"):
+        search(problem, taught_rows(problem).select(range(3)), **QUICK)
+    probes = torch.full((2, 4, 2), 0.5).log()
+    assert torch.isfinite(knowledge_loss([torch.zeros(2, 2)], probes, torch.tensor([1, 1])))
+    assert len(one_class) > 4
+
+
+def test_an_architecture_comes_from_the_run_on_the_named_task(tmp_path):
+    store = Store(tmp_path)
+    sizes = tiny.RUN | tiny.SEARCH
+    spec = make_spec("adabert", "mrpc", genotype="sst2", start="scratch", setting="searched on sst2", **sizes)
+    found = with_genotype(spec, store)
+    assert spec["settings"]["genotype"] == "sst2" and found["start"] == "scratch"
+    searched = store.get(make_spec("adabert", "sst2", **sizes))
+    assert json.loads(found["genotype"]) == searched["details"]["genotype"]
+    again = with_genotype(make_spec("adabert", "sst2", genotype="sst2", start="scratch", **sizes), store)
+    assert again["genotype"] == found["genotype"]
