@@ -6,6 +6,7 @@
 __all__ = ['DOMAINS', 'reviews', 'encoder_folder', 'problem', 'accuracy', 'domain_reviews', 'domains', 'domain_accuracy']
 
 # %% ../nbs/16_demo.ipynb #cell-003
+from functools import lru_cache
 from pathlib import Path
 
 import torch
@@ -155,8 +156,13 @@ def domains(target: str = "books", rows: int = 500, **training) -> Problem:
     )  # fmt: skip
 
 
+@lru_cache
+def _unseen(domain: str, place: Path):
+    tokenizer = load_tokenizer(str(_wide_folder()))
+    return encode(domain_reviews(domain, 500, seed=3), tokenizer, ("text",), "label", max_length=32), tokenizer
+
+
 def domain_accuracy(model: torch.nn.Module, domain: str = "books") -> float:
     """Share of 500 reviews of a domain which neither training nor selection saw that a model gets right."""
-    tokenizer = load_tokenizer(str(_wide_folder()))
-    rows = encode(domain_reviews(domain, 500, seed=3), tokenizer, ("text",), "label", max_length=32)
+    rows, tokenizer = _unseen(domain, _place())
     return score("accuracy", gold_labels(rows), predicted_labels(predict(model, rows, tokenizer)))

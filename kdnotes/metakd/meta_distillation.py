@@ -79,7 +79,7 @@ def follow(
     weights: of the training rows `(rows,)`; all alike if None.
     branch, domain, gamma_2: the teacher's branch, the target's index there, and the weight of its loss.
     temperature: softens both predictions.
-    joint: all losses at once, instead of first those inside.
+    joint: all losses at once, for as many epochs as both stages together, instead of first those inside.
     shape: of the student, see `_check`.
     """
     tokenizer, taught = problem.tokenizer, add_teacher_logits(
@@ -108,7 +108,7 @@ def follow(
 
     follower = Follower(student, teacher.config.hidden_size)
     if joint:
-        return problem.fit(follower, rows, together).student
+        return problem.fit(follower, rows, together, epochs=2 * problem.training.get("epochs", 3)).student  # 3: train's default
     problem.fit(follower, rows, inside, last=False)
     return problem.fit(student, rows, lambda model, batch: alike(model(**model_inputs(batch, tokenizer)), batch))
 
@@ -242,7 +242,7 @@ def fit_meta_distillation(
     gamma_2: weight of the transferable-knowledge loss.
     weighted: examples count by transfer score and expertise in both stages, else all alike.
     temperature: softens the predictions.
-    joint: the paper's sum of all losses, instead of the public code's two stages.
+    joint: the paper's sum of all losses, for the epochs of both stages, instead of the public code's two stages.
     gamma_1, score, alpha, zeta, corruption: see `meta_teacher`.
     leave_out, stage1_epochs, stage1_lr, layers, width, heads, inner, init: see `fit_mix_tinybert_kd`.
 
