@@ -21,7 +21,7 @@ reproduce: .venv/.installed  ## compute every artefact into build/ (ARGS="--prof
 
 test: .venv/.installed  ## run every check: ruff, the notebooks, the tests (ARGS="-m 'not slow'")
 	$(BIN)/ruff check --quiet
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 figures: .venv/.installed  ## redraw the committed pictures from the committed runs
 	$(BIN)/kdnotes figure $(ARGS)
