@@ -14,11 +14,18 @@ import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
-from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedConfig, PreTrainedModel, set_seed
+from transformers import (
+    AutoConfig,
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
+    PreTrainedConfig,
+    PreTrainedModel,
+    set_seed,
+)
 from transformers.modeling_outputs import SequenceClassifierOutput
 
 from .space import MAX_DEPTH, Cell, Genotype, genotype_cost, mean_over_words, random_genotype
-from .supernet import Search, SuperNet, Words, _teach, read_inputs, read_layers, run_cells, search
+from .supernet import Search, SuperNet, Words, read_inputs, read_layers, run_cells, search, teacher_loss
 from .tradeoff import add_probes, check_weights, tradeoff
 from ..augmentation import copies_of, model_sha256, rows_sha256, words_sha256
 from ..cost import parameters
@@ -86,6 +93,7 @@ class AdaBert(PreTrainedModel):
 
 AutoConfig.register(AdaBertConfig.model_type, AdaBertConfig)
 AutoModelForSequenceClassification.register(AdaBertConfig, AdaBert)
+AutoModelForTokenClassification.register(AdaBertConfig, AdaBert)  # the same class: its config says which kind it is
 
 # %% ../../nbs/24_adabert_student.ipynb #cell-017
 def kept_search(problem: Problem, rows, **settings) -> Search:
@@ -128,7 +136,7 @@ def derive(found: Search | Genotype, problem: Problem, width: int, start: str = 
         raise ValueError(f"unknown start {start!r}, expected 'supernet' or 'scratch'")
     if start == "supernet" and isinstance(found, Genotype):
         raise ValueError("start='supernet' needs a search, a genotype alone has no weights: expected start='scratch'")
-    words = found.net.words if isinstance(found, Search) else Words(problem.teacher, width)
+    words = found.net.words if start == "supernet" else Words(problem.teacher, width)
     table, positions = (part.cpu() for part in words.fold())
     genotype = found.genotype if isinstance(found, Search) else found
     config = AdaBertConfig(
@@ -165,7 +173,7 @@ def train_student(student: AdaBert, problem: Problem, rows, gamma: float, cnn_lr
 
     def objective(model, batch):
         out = model(**model_inputs(batch, problem.tokenizer))
-        taught = _teach(out.logits, out.hidden_states, batch, problem.kind) if gamma else 0.0
+        taught = teacher_loss(out.logits, out.hidden_states, batch, problem.kind) if gamma else 0.0
         return tradeoff(cross_entropy(out.logits, batch["labels"]), taught, 0.0, gamma, 0.0)
 
     problem.fit(student, rows, objective, lr=cnn_lr, epochs=cnn_epochs)
@@ -250,11 +258,14 @@ def _finish(problem, rows, found, gamma, start, channels, max_depth, cnn_lr, cnn
 
 # %% ../../nbs/24_adabert_student.ipynb #cell-024
 def fit_adabert_undistilled(
-    problem: Problem, gamma: float = 0.8, beta: float = 4.0, start: str = "supernet", steps: int = 1000, search_batch: int = 128,
+    problem: Problem, gamma: float = 0.8, beta: float = 4.0, start: str = "scratch", steps: int = 1000, search_batch: int = 128,
     search_lr: float = 1e-2, arch_lr: float = 5e-2, channels: int = 128, max_depth: int = MAX_DEPTH, cnn_lr: float = 1e-3,
     cnn_epochs: float = 10,
 ) -> AdaBert:  # fmt: skip
-    """The searched student trained on labels alone; settings as in `fit_adabert`, `gamma` and `beta` those of the search."""
+    """The searched architecture trained on labels alone; settings as in `fit_adabert`, `gamma` and `beta` those of the search.
+
+    It starts from scratch: the weights of the super-net have seen the teacher.
+    """
     rows, found = _searched(problem, gamma, beta, steps, search_batch, search_lr, arch_lr, channels, max_depth)
     return _finish(problem, rows, found, 0.0, start, channels, max_depth, cnn_lr, cnn_epochs, "full", 0, 0.4)
 

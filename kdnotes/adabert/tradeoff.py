@@ -8,6 +8,7 @@ __all__ = ['add_probes', 'matched_probes', 'probe_weights', 'knowledge_loss', 't
 # %% ../../nbs/22_loss_tradeoff.ipynb #cell-003
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 
 from ..knowledge import Problem, fit_probes, pooled_states, probe_log_probabilities
@@ -18,15 +19,12 @@ def add_probes(problem: Problem, data=None):
 
     The probes are fitted on `train`.
     """
-    states = pooled_states(problem.teacher, problem.train, problem.tokenizer)
+    states = pooled_states(problem.teacher, problem.train, problem.tokenizer, cache=problem.cache)
     probes = fit_probes(states, problem.train["labels"][:])
     if data is not None:
-        states = pooled_states(problem.teacher, data, problem.tokenizer)
-    known = probe_log_probabilities(probes, states)
-    missing = [label for label in range(len(problem.labels)) if label not in probes[0].classes_]
-    for label in missing:  # a label that no training row has: as improbable as can be said
-        known = torch.tensor(known)
-        known = torch.cat([known[..., :label], torch.full_like(known[..., :1], -30.0), known[..., label:]], dim=-1).numpy()
+        states = pooled_states(problem.teacher, data, problem.tokenizer, cache=problem.cache)
+    known = np.full((*states.shape[:2], len(problem.labels)), -30.0)  # a label that no training row has: as good as impossible
+    known[..., probes[0].classes_] = probe_log_probabilities(probes, states)
     return (problem.train if data is None else data).add_column("probes", known.transpose(1, 0, 2).tolist())
 
 # %% ../../nbs/22_loss_tradeoff.ipynb #cell-009
