@@ -150,11 +150,14 @@ def draw_crosstask(frame: pd.DataFrame, subtitle: str = "") -> "Figure":
 
 # %% ../nbs/25_adabert_figures.ipynb #cell-019
 def searches(records: list[dict]) -> dict[str, dict]:
-    """Details (`genotype`, `history`) of the searches of the first seed, by task and setting."""
+    """Details (`genotype`, `history`) of the first seed's searches, by task and setting; shared ones once."""
     own = [r for r in records if r["spec"]["method"] == "adabert" and r["details"].get("history")]
     first = min((r["spec"]["seed"] for r in own), default=0)
-    names = [(f"{r['spec']['task']} {r['spec']['setting']}".strip(), r) for r in own if r["spec"]["seed"] == first]
-    return {name: r["details"] for name, r in names}
+    found = {}
+    for r in sorted(own, key=lambda r: r["spec"]["setting"] != ""):  # a search goes by the name of the plainest run
+        if r["spec"]["seed"] == first and all(r["details"]["history"] != one["history"] for one in found.values()):
+            found[f"{r['spec']['task']} {r['spec']['setting']}".strip()] = r["details"]
+    return found
 
 
 def draw_histories(found: dict[str, dict]) -> "Figure":

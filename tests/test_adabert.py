@@ -14,12 +14,21 @@ from hypothesis import strategies as st
 from torch.nn.functional import gumbel_softmax
 from torch.testing import assert_close
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import AutoModelForSequenceClassification, set_seed
+from transformers import AutoModelForSequenceClassification, AutoModelForTokenClassification, pipeline, set_seed
 
 from kdnotes.adabert import supernet
 from kdnotes.adabert.relaxation import Architecture, Sample, score_function
 from kdnotes.adabert.space import EDGES, OPS, Cell, Genotype, genotype_cost, op_cost, random_genotype
-from kdnotes.adabert.student import AdaBert, AdaBertConfig, derive, fit_adabert, kept_search, same_cost, taught_rows
+from kdnotes.adabert.student import (
+    AdaBert,
+    AdaBertConfig,
+    derive,
+    fit_adabert,
+    fit_adabert_random,
+    kept_search,
+    same_cost,
+    taught_rows,
+)
 from kdnotes.adabert.supernet import SuperNet, Words, search
 from kdnotes.adabert.tradeoff import knowledge_loss
 from kdnotes.encoders import make_student, small_bert, word_tokenizer
@@ -232,16 +241,46 @@ def test_a_kept_search_is_found_and_the_same(problem, tmp_path, monkeypatch):
 
 
 def test_students_are_saved_exported_and_small(problem, tmp_path):
-    student = fit_adabert(problem, vocabulary="task", **tiny.SEARCH)
-    if problem.kind != "tokens":
-        student.save_pretrained(tmp_path)
-        again = AutoModelForSequenceClassification.from_pretrained(tmp_path)
-        assert isinstance(again, AdaBert) and again.config.genotype == student.config.genotype
-        assert_close(again.eval()(**inputs_of(problem)).logits, student(**inputs_of(problem)).logits)
+    student = fit_adabert(problem, vocabulary="task", copies=1, **tiny.SEARCH)
+    auto = AutoModelForTokenClassification if problem.kind == "tokens" else AutoModelForSequenceClassification
+    student.save_pretrained(tmp_path)
+    again = auto.from_pretrained(tmp_path)
+    assert isinstance(again, AdaBert) and again.config.genotype == student.config.genotype
+    assert_close(again.eval()(**inputs_of(problem)).logits, student(**inputs_of(problem)).logits)
     few = problem.train.select(range(10))
     for ours, theirs in zip(predict(student, few, TOKENIZER), predict(to_onnx(student), few, TOKENIZER)):
         np.testing.assert_allclose(ours, theirs, atol=1e-4)
     assert set(student.details["measures"]) == {"depth", "cost", "network_params"}
+
+
+@pytest.mark.parametrize("problem", ["tokens"], indirect=True)
+def test_a_student_that_tags_words_runs_in_a_pipeline(problem):
+    student = fit_adabert(problem, **tiny.SEARCH | dict(cnn_epochs=30, cnn_lr=1e-2))
+    tagger = pipeline("token-classification", model=student, tokenizer=TOKENIZER)
+    assert {found["entity"] for found in tagger("good film not good")} == {"B-good"}  # the pipeline leaves out what is O
+
+
+@pytest.mark.parametrize("problem", ["single"], indirect=True)
+def test_without_a_signal_a_searched_network_is_no_better_than_a_random_one(problem):
+    """The negative control of figure 8: labels that have nothing to do with the text."""
+    data, report = rows(300), rows(300, seed=2)
+    noise = np.random.default_rng(0).integers(0, 2, 300)
+    noisy = data.remove_columns("labels").add_column("labels", noise.tolist())
+    lost = replace(problem, train=noisy, training=dict(epochs=3, lr=1e-3, batch_size=32))
+    wanted = tiny.SEARCH | dict(steps=60, cnn_epochs=3)
+    students = fit_adabert(lost, start="scratch", **wanted), fit_adabert_random(lost, **wanted)
+    unseen = np.random.default_rng(1).integers(0, 2, 300)
+    scores = [(np.stack(predict(one, report, TOKENIZER)).argmax(1) == unseen).mean() for one in students]
+    assert all(abs(score - 0.5) < 0.12 for score in scores) and abs(scores[0] - scores[1]) < 0.15
+
+
+@pytest.mark.parametrize("problem", ["single"], indirect=True)
+def test_a_label_that_no_training_row_has_is_as_good_as_impossible(problem):
+    wider = replace(problem, labels=("no", "never", "yes"))
+    wider.train = wider.train.map(lambda row: dict(labels=2 * row["labels"]))
+    probes = torch.tensor(taught_rows(wider)["probes"][:])
+    assert probes.shape == (48, 4, 3) and (probes[..., 1] == -30).all()
+    assert_close(probes[..., [0, 2]].exp().sum(-1), torch.ones(48, 4), atol=1e-5, rtol=0)
 
 
 def test_every_operation_is_exported_for_any_length(problem):

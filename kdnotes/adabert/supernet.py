@@ -213,7 +213,7 @@ def search(
     max_depth: int = MAX_DEPTH, lr: float = 1e-2, arch_lr: float = 5e-2, paths: int = 4, warm_up: float = 0.3,
     checkpoint_every: int = 50,
 ) -> Search:  # fmt: skip
-    """Search an architecture for a problem (AdaBERT, algorithm 1).
+    """Search an architecture for a problem (AdaBERT, section 3.4; with `paths` above 0 by the score function, our choice).
 
     Parameters
     ----------
