@@ -15,7 +15,9 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 
+from .architecture import draw_meta_kd
 from .experiments import ARTEFACTS, compute_all, find_artefact, grid
+from .figures_domains import draw_domains, draw_fraction
 from .search_figures import draw_crosstask, draw_tradeoff
 from .figures import compare, draw_ladder, draw_landscape, pooled_contrast, read_table, same_table, save_artefact, table
 from .specs import find_profile
@@ -65,7 +67,8 @@ def _literal(text: str):
 # %% ../nbs/63_reproduce.ipynb #cell-012
 DRAW = {
     "fig02": draw_landscape, "fig02_ladder": draw_ladder, "fig05": draw_tradeoff, "fig08": draw_landscape,
-    "fig08_crosstask": draw_crosstask,
+    "fig08_crosstask": draw_crosstask, "fig14": draw_meta_kd, "fig15": draw_domains, "fig16": draw_domains,
+    "fig17_zeroshot": draw_domains, "fig17_fraction": draw_fraction,
 }
 
 
