@@ -9,6 +9,7 @@ __all__ = ['Part', 'traced', 'Arrow', 'draw_parts', 'untrained_encoder', 'MetaKD
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -59,8 +60,7 @@ def traced(modules: Mapping[str, torch.nn.Module], run: Callable[[], object]) ->
     shapes = {}
     with ExitStack() as stack:
         for name, module in modules.items():
-            note = lambda _m, _i, output, name=name: shapes.setdefault(name, tuple(_tensor(output).shape))  # noqa: E731
-            stack.callback(module.register_forward_hook(note).remove)
+            stack.callback(module.register_forward_hook(partial(_note, shapes, name)).remove)
         run()
     if unused := modules.keys() - shapes.keys():
         raise ValueError(f"{', '.join(sorted(unused))}: not used in this pass, so there is nothing to draw")
@@ -68,8 +68,9 @@ def traced(modules: Mapping[str, torch.nn.Module], run: Callable[[], object]) ->
     return {name: Part(type(module).__name__, size(module), shapes[name]) for name, module in modules.items()}
 
 
-def _tensor(output) -> torch.Tensor:
-    return output if isinstance(output, torch.Tensor) else output[0]
+def _note(shapes: dict, name: str, module, given, output) -> None:
+    first = output if isinstance(output, torch.Tensor) else output[0]
+    shapes.setdefault(name, tuple(first.shape))
 
 # %% ../nbs/62_architecture.ipynb #arch-09
 @dataclass(frozen=True)
@@ -125,6 +126,7 @@ def draw_parts(ax, parts: Mapping[str, Part | str], places: Mapping[str, tuple[f
     ax.set(aspect="equal")
     ax.axis("off")
     ax.autoscale_view()
+    ax.margins(0.01)
 
 # %% ../nbs/62_architecture.ipynb #arch-13
 def untrained_encoder(size: Profile) -> PreTrainedModel:
@@ -202,8 +204,8 @@ _PLACES = {  # x, y of the centre, width, height
     "rows of all domains": (1.5, 6.6, 2.7, 1.35), "prototypes p": (1.5, 4.9, 2.7, 0.9), "transfer scores t": (1.5, 3.5, 2.7, 0.9),
     "expertise \u03bb": (1.5, 2.1, 2.7, 0.9), "rows of the target": (1.5, 0.6, 2.7, 0.75),
     "teacher's encoder": (6.0, 6.6, 2.7, 1.2), "task head": (12.2, 7.2, 2.5, 1.2), "domain corruption": (10.0, 5.2, 2.5, 1.2),
-    "domain embedding E(d)": (10.1, 2.9, 2.6, 1.2), "domain classifier": (14.6, 5.2, 2.5, 1.2),
-    "map of embeddings": (4.4, 3.5, 2.5, 1.2), "map of states": (7.6, 3.5, 2.1, 1.2),
+    "domain embedding E(d)": (10.0, 2.6, 2.6, 1.2), "domain classifier": (14.6, 5.2, 2.5, 1.2),
+    "map of embeddings": (4.4, 3.3, 2.5, 1.2), "map of states": (7.4, 3.3, 2.1, 1.2),
     "student's encoder": (6.0, 0.8, 2.7, 1.2), "student's head": (12.2, 0.8, 2.5, 1.2),
 }
 _TEACHER = ("teacher's encoder", "task head")
@@ -217,9 +219,9 @@ def _arrows(losses: list[str]) -> list[Arrow]:
     return [
         Arrow("rows of all domains", "teacher's encoder", "batch"), Arrow("rows of all domains", "prototypes p", "encoder"),
         Arrow("prototypes p", "transfer scores t"), Arrow("transfer scores t", "expertise \u03bb"),
-        Arrow("transfer scores t", "teacher's encoder", "weights of the\ntask's loss", at=0.42),
+        Arrow("transfer scores t", "teacher's encoder", "weights of the\ntask's loss", at=0.44),
         Arrow("rows of the target", "student's encoder", "batch"),
-        Arrow("expertise \u03bb", "student's encoder", "weights of all losses", at=0.42),
+        Arrow("expertise \u03bb", "student's encoder", "weights of\nall losses", at=0.52),
         Arrow("teacher's encoder", "task head", "states"), Arrow("teacher's encoder", "domain corruption", "states"),
         Arrow("domain embedding E(d)", "domain corruption"), Arrow("domain corruption", "domain classifier", "$h_d$", at=0.4),
         Arrow("student's encoder", "student's head", "states"), Arrow("student's encoder", "map of embeddings"),
@@ -247,10 +249,10 @@ def draw_meta_kd(frame: pd.DataFrame, subtitle: str = "") -> "Figure":
     colours = {name: COLOURS[family] for family, names in families.items() for name in names}
     large, small = (sum(w.numel() for w in model.parameters()) for model in (objects.teacher.model, objects.follower.student))
     with style():
-        fig = Figure(figsize=(14.5, 8.2), layout="constrained")
+        fig = Figure(figsize=(14.5, 7.8), layout="constrained")
         FigureCanvasAgg(fig)
         header(fig, f"Meta-KD: a meta-teacher of {large / 1e6:.2g}M parameters and a student of {small / 1e6:.2g}M",
-               "Shapes and counts are read off the running objects. Grey: the meta-teacher, yellow: its domain-corruption branch, "
-               "blue: the student and the maps that only training needs; dashed: losses of the second stage")
+               "Shapes and counts are read off the running objects, for a batch of random words; dashed: second-stage losses",
+               "Grey: meta-teacher; yellow: its domain-corruption branch; blue: student, and the maps that only training needs")
         draw_parts(fig.subplots(), parts, _PLACES, _arrows(losses), colours)
     return fig

@@ -176,24 +176,23 @@ def _draw_scarce(axes, domain: str, rows: pd.DataFrame) -> None:
         ax.minorticks_off()
 
 # %% ../nbs/62_figures_domains.ipynb #cell-fr-i
-def difference(records: Iterable[dict], a: tuple[str, str], b: tuple[str, str], domains: Iterable[str] = ()) -> Interval:
-    """How far one row scores above another on the headline metric, pooled over tasks and domains.
+def difference(records: Iterable[dict], a: tuple[str, str], *others: tuple[str, str]) -> Interval:
+    """How far a row scores above others on the headline metric, pooled over tasks, domains and the others.
 
     Parameters
     ----------
-    a, b : method and setting of each.
-    domains : only these; all that have both rows if empty.
+    a, others : method and setting of each; a domain counts for those that were run there.
 
     Raises
     ------
-    ValueError : nowhere were both run.
+    ValueError : nowhere were two of them run.
     """
-    groups, domains, found = group(records), tuple(domains), []
+    groups, found = group(records), []
     for key, mine in groups.items():
-        other = groups.get(Key(b[0], key.task, key.domain, b[1]))
-        if (key.method, key.setting) == a and other and (not domains or key.domain in domains):
-            one = task(key.task)
-            found.append(Comparison(one.metrics[0], mine.labels, mine.predictions, other.predictions, one.labels))
+        for b in others if (key.method, key.setting) == a else ():
+            if other := groups.get(Key(b[0], key.task, key.domain, b[1])):
+                one = task(key.task)
+                found.append(Comparison(one.metrics[0], mine.labels, mine.predictions, other.predictions, one.labels))
     if not found:
-        raise ValueError(f"{' '.join(a).strip()} and {' '.join(b).strip()}: nowhere were both run")
+        raise ValueError(f"{' '.join(a).strip()} and {', '.join(' '.join(b).strip() for b in others)}: nowhere were both run")
     return pooled_difference(found)
