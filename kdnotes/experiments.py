@@ -333,7 +333,7 @@ ARTEFACTS = {
 
 # %% ../nbs/61_experiments.ipynb #cell-mkd-b
 _MKD_WORLD = dict(rows=700, source_rows=700, teacher_rows=700, batch_size=64, epochs=6, lr=3e-3,
-                  teacher_batch=64, teacher_epochs=12, teacher_lr=1e-3)  # fmt: skip
+                  teacher_batch=64, teacher_epochs=12, teacher_steps=300, teacher_lr=1e-3)  # fmt: skip
 _MKD_LAPTOP = dict(rows=1000, source_rows=1000, teacher_rows=1000, epochs=2, lr=3e-4,
                    teacher_batch=32, teacher_epochs=2, teacher_steps=0)  # fmt: skip
 _MKD = dict(overrides={"world": _MKD_WORLD, "laptop": _MKD_LAPTOP}, domains={name: task(name).domains for name in META_KD})
@@ -408,8 +408,12 @@ def _place(method: str, name: str, domain: str, seed: int, size: dict, varied: d
     """What a run in one domain of a task is given: the domain, its sources, and how the teachers of several domains learn."""
     own, source = find_method(method).settings, f"{name}_flat" if varied.get("flat") else name
     others = tuple(f"{source}/{other}" for other in task(name).domains if other != domain)
-    given = dict(sources=others) if domain and own.keys() & {"of", "leave_out"} else {}
-    stage1 = dict(stage1_epochs=float(size["teacher_epochs"]), stage1_lr=size["teacher_lr"], stage1_seed=seed)
+    if not domain:
+        return {}
+    given = dict(sources=others) if own.keys() & {"of", "leave_out"} else {}
+    alone = method in ("single_tinybert_kd", "multi_mtn_kd")  # of one domain: small sets need more passes, as for `teacher`
+    passes = -(-size["teacher_steps"] * size["batch_size"] // size["source_rows"]) if alone else 0
+    stage1 = dict(stage1_epochs=float(max(size["teacher_epochs"], passes)), stage1_lr=size["teacher_lr"], stage1_seed=seed)
     return dict(domain=domain) | given | {k: v for k, v in stage1.items() if k in own}
 
 # %% ../nbs/61_experiments.ipynb #cell-place-c
