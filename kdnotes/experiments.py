@@ -412,7 +412,8 @@ def _place(method: str, name: str, domain: str, seed: int, size: dict, varied: d
         return {}
     given = dict(sources=others) if own.keys() & {"of", "leave_out"} else {}
     alone = method in ("single_tinybert_kd", "multi_mtn_kd")  # of one domain: small sets need more passes, as for `teacher`
-    passes = -(-size["teacher_steps"] * size["batch_size"] // size["source_rows"]) if alone else 0
+    rows = size.get("source_rows") or size["teacher_rows"]
+    passes = -(-size["teacher_steps"] * size["batch_size"] // rows) if alone else 0
     stage1 = dict(stage1_epochs=float(max(size["teacher_epochs"], passes)), stage1_lr=size["teacher_lr"], stage1_seed=seed)
     return dict(domain=domain) | given | {k: v for k, v in stage1.items() if k in own}
 
