@@ -251,7 +251,7 @@ def meta_teacher(
     false_domains(torch.zeros(1), 2, corruption)  # refuses a wrong name before the work
     weights = np.ones(len(rows.train))
     if weighted:
-        weights = normalised(scores_of(rows.train, problem.encoder, problem.tokenizer, score, alpha, zeta))
+        weights = normalised(scores_of(rows.train, problem.encoder, problem.tokenizer, score, alpha, zeta, problem.cache))
     count = len(rows.domains)
     return taught_by(
         problem, rows, "meta", lambda: MetaTeacher(_start(problem, seed), count),
