@@ -458,7 +458,8 @@ def compute_all(specs: list[dict], store: Store, say: Callable[[str], None] = pr
     say(f"{len(specs)} runs: {len(specs) - len(missing)} found in the store, {len(missing)} to compute")
     start = time.perf_counter()
     for done, spec in enumerate(missing):
-        name = f"{spec['method']} on {spec['task']}, seed {spec['seed']}"
+        what, where = (" ".join(filter(None, (spec[a], spec[b]))) for a, b in (("method", "setting"), ("task", "domain")))
+        name = f"{what} on {where}, seed {spec['seed']}"
         left = "" if not done else f", about {clock((time.perf_counter() - start) / done * (len(missing) - done))} left"
         say(f"[{done + 1}/{len(missing)}] {name}{left}")
         record = run_spec(spec, store, progress)

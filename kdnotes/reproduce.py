@@ -115,7 +115,8 @@ def describe(artefact: str, records: list[dict], start: float, command: list[str
         artefact=artefact, profile=specs[0]["profile"], notebook=f"nbs/figures/{find_artefact(artefact).notebook}.ipynb",
         seeds=sorted({spec["seed"] for spec in specs}),
         data={spec["task"]: {"source": spec["source"], "sha256": spec["data"]} for spec in specs},
-        teacher={r["spec"]["task"]: {"encoder": r["spec"]["encoder"], "sha256": r["teacher_sha256"]} for r in records},
+        teacher={" ".join(filter(None, (r["spec"]["task"], r["spec"]["domain"]))):
+                 {"encoder": r["spec"]["encoder"], "sha256": r["teacher_sha256"]} for r in records},
     )  # fmt: skip
 
 # %% ../nbs/63_reproduce.ipynb #cell-019
