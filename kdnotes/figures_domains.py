@@ -55,12 +55,12 @@ def draw_domains(frame: pd.DataFrame, subtitle: str = "") -> "Figure":
     from matplotlib.figure import Figure
 
     rows = headline(frame[frame.task == frame.task.iloc[0]])
-    rows = rows[rows.domain != ""].assign(name=_names)
+    rows = rows[rows.domain != ""].assign(label=_names)
     if rows.empty:
         raise ValueError("no row of the table has a domain, so there are no panels to draw")
     lines, shown = rows[rows.method.isin(_LINES)], rows[~rows.method.isin(_LINES)]
-    means = mean_over_domains(shown).assign(name=_names)
-    names = list(dict.fromkeys(shown.name))
+    means = mean_over_domains(shown).assign(label=_names)
+    names = list(dict.fromkeys(shown.label))
     panels = {**dict(iter(shown.groupby("domain", sort=False))), "mean": means}
     with style():
         fig = Figure(figsize=(2.6 + 1.9 * len(panels), 1.7 + 0.3 * len(names)), layout="constrained")
@@ -81,12 +81,13 @@ def _best(means: pd.DataFrame) -> str:
     if students.empty:
         return "No student was run in every domain"
     best = students.loc[students.value.idxmax()]
-    return f"The best student over all domains: {best['name']}, {best.value:.3f}"
+    return f"The best student over all domains: {best.label}, {best.value:.3f}"
 
 
 def _draw_domain(ax, found: pd.DataFrame, names: list[str]) -> None:
-    places = [names.index(name) for name in found.name]
-    colours = [COLOURS[FAMILIES.get(method, "other")] for method in found.method]
+    places = [names.index(name) for name in found.label]
+    families = ["other" if "flat" in name else FAMILIES.get(method, "other") for method, name in zip(found.method, found.label)]
+    colours = [COLOURS[family] for family in families]  # a control is grey
     if "ci_low" in found:
         ax.hlines(places, found.ci_low, found.ci_high, color=colours, lw=1.4, alpha=0.6)
     ax.scatter(found.value, places, color=colours, s=30, zorder=3)

@@ -387,7 +387,7 @@ def test_another_seed_of_the_first_stage_is_another_teacher():
         if "stage1_seed" not in METHODS[name].settings:
             assert name == "teacher_single"
             continue
-        settings |= dict(of="dvd") if "of" in METHODS[name].settings else {}
+        settings = settings | (dict(of="dvd") if "of" in METHODS[name].settings else {})
         one, other = (METHODS[name].fit(given, **settings, stage1_seed=seed) for seed in (0, 1))
         assert not equal(one, other), name
 
