@@ -334,7 +334,7 @@ ARTEFACTS = {
 # %% ../nbs/61_experiments.ipynb #cell-mkd-b
 _MKD_WORLD = dict(rows=700, source_rows=700, teacher_rows=700, batch_size=64, epochs=6, lr=3e-3,
                   teacher_batch=64, teacher_epochs=12, teacher_steps=300, teacher_lr=1e-3)  # fmt: skip
-_MKD_LAPTOP = dict(rows=600, source_rows=600, teacher_rows=600, epochs=2, lr=5e-4,
+_MKD_LAPTOP = dict(rows=500, source_rows=500, teacher_rows=500, epochs=2, lr=5e-4,
                    teacher_batch=32, teacher_epochs=2, teacher_steps=0, teacher_lr=1e-4)  # fmt: skip
 _MKD = dict(overrides={"world": _MKD_WORLD, "laptop": _MKD_LAPTOP}, domains={name: task(name).domains for name in META_KD})
 _FLAT = dict(flat=True)

@@ -39,13 +39,14 @@ def _names(rows: pd.DataFrame) -> pd.Series:
     return (rows.method + " " + rows.setting).str.strip()
 
 
-def draw_domains(frame: pd.DataFrame, subtitle: str = "") -> "Figure":
+def draw_domains(frame: pd.DataFrame, subtitle: str = "", title: str = "") -> "Figure":
     """Draw the headline metric of every method in a panel per domain, published values beside ours.
 
     Parameters
     ----------
     frame : a table over domains, of which the first task is drawn; the majority class becomes a line.
     subtitle : a further line under the title, such as the verdict of `pooled_contrast`.
+    title : names the best student if empty.
 
     Raises
     ------
@@ -60,12 +61,13 @@ def draw_domains(frame: pd.DataFrame, subtitle: str = "") -> "Figure":
         raise ValueError("no row of the table has a domain, so there are no panels to draw")
     lines, shown = rows[rows.method.isin(_LINES)], rows[~rows.method.isin(_LINES)]
     means = mean_over_domains(shown).assign(label=_names)
-    names = list(dict.fromkeys(shown.label))
+    order = {method: i for i, method in enumerate(dict.fromkeys(shown.method))}
+    names = list(dict.fromkeys(shown.assign(place=shown.method.map(order)).sort_values(["place", "setting"]).label))
     panels = {**dict(iter(shown.groupby("domain", sort=False))), "mean": means}
     with style():
         fig = Figure(figsize=(2.6 + 1.9 * len(panels), 1.7 + 0.3 * len(names)), layout="constrained")
         FigureCanvasAgg(fig)
-        header(fig, _best(means), subtitle)
+        header(fig, title or _best(means), subtitle)
         for ax, (domain, found) in zip(fig.subplots(1, len(panels), sharey=True, squeeze=False)[0], panels.items()):
             _draw_domain(ax, found, names)
             constant = lines[lines.domain == domain].value if domain != "mean" else lines.value

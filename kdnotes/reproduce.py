@@ -13,6 +13,7 @@ import os
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
 from .architecture import draw_meta_kd
@@ -68,7 +69,7 @@ def _literal(text: str):
 DRAW = {
     "fig02": draw_landscape, "fig02_ladder": draw_ladder, "fig05": draw_tradeoff, "fig08": draw_landscape,
     "fig08_crosstask": draw_crosstask, "fig14": draw_meta_kd, "fig15": draw_domains, "fig16": draw_domains,
-    "fig17_zeroshot": draw_domains, "fig17_fraction": draw_fraction,
+    "fig17_zeroshot": partial(draw_domains, title="A target domain that no teacher has seen"), "fig17_fraction": draw_fraction,
 }
 
 
