@@ -13,7 +13,7 @@ import shutil
 import time
 from collections.abc import Callable
 from contextlib import contextmanager
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields
 from functools import lru_cache
 from pathlib import Path
 
@@ -25,6 +25,7 @@ from .cost import measure
 from .encoders import HEADS, find_encoder, load_tokenizer, small_bert, word_tokenizer
 from .methods import distill, find_method, fine_tune
 from .metrics import score
+from .published import META_KD, META_KD_LEFT_OUT, in_domains
 from .specs import Profile, common_labels, encoder_spec, find_profile, make_spec
 from .specs import overrides as overrides_of
 from .store import Store, address, pack, pack_sequences, refuse_several
@@ -202,11 +203,23 @@ def _compute(spec: dict, store: Store, progress: bool) -> dict:
     return dict(
         seconds=round(time.perf_counter() - start, 2), device=spec["device"],
         metrics={metric: score(metric, gold, said, this.labels) for metric in this.metrics},
-        cost=measure(student, teacher) if spec["method"] != "majority" else {},
+        cost=_cost(student, teacher, shared=bool(spec["domain"])) if spec["method"] != "majority" else {},
         n_train=min(n_train, len(data["train"])), n_report=len(report), predictions=packer(said), labels=packer(gold),
         note="", details=getattr(student, "details", {}), teacher_sha256=weights_sha256(folder),
         environment=dict(torch=torch.__version__.split("+")[0], threads=torch.get_num_threads()),
     )  # fmt: skip
+
+
+_COSTS: dict[tuple, dict] = {}
+
+
+def _cost(student, teacher, shared: bool) -> dict:
+    """The cost of a student; with `shared`, measured once in a process for all students and teachers of equal shapes."""
+    shape = lambda model: (type(model), tuple((name, w.shape, w.dtype) for name, w in model.state_dict().items()))  # noqa: E731
+    key = (shape(student), shape(teacher)) if shared else ()
+    if not shared or not _COSTS.get(key):
+        _COSTS[key] = measure(student, teacher)
+    return _COSTS[key]
 
 
 def weights_sha256(folder: Path) -> str:
@@ -251,6 +264,9 @@ class Artefact:
     settings: what a sweep varies, `{method: {setting: overrides}}`; methods without an entry run once.
     real_tasks: further tasks, for profiles with real data.
     overrides: `{profile: overrides}` of this artefact's own sizes; a method gets those that it knows.
+    domains: `{task: domains}`, each in turn the target, with all other domains of the task as its sources.
+    controls: like `settings`, in the embedded world and its first domain only: with `flat`, the labels of the sources
+        are drawn at random.
     """
 
     name: str
@@ -265,6 +281,8 @@ class Artefact:
     settings: dict = field(default_factory=dict)
     real_tasks: tuple[str, ...] = ()
     overrides: dict = field(default_factory=dict)
+    domains: dict = field(default_factory=dict)
+    controls: dict = field(default_factory=dict)
 
 # %% ../nbs/61_experiments.ipynb #cell-028b
 _SMALL_SEARCH = dict(steps=800, search_batch=64, channels=32, max_depth=4)
@@ -317,6 +335,55 @@ ARTEFACTS = {
     ),
 }  # fmt: skip
 
+# %% ../nbs/61_experiments.ipynb #cell-mkd-b
+_MKD_WORLD = dict(rows=700, source_rows=700, teacher_rows=700, batch_size=64, epochs=6, lr=3e-3,
+                  teacher_batch=64, teacher_epochs=12, teacher_steps=300, teacher_lr=1e-3)  # fmt: skip
+_MKD_LAPTOP = dict(rows=500, source_rows=500, teacher_rows=500, epochs=2, lr=5e-4,
+                   teacher_batch=32, teacher_epochs=2, teacher_steps=0, teacher_lr=1e-4)  # fmt: skip
+_MKD = dict(overrides={"world": _MKD_WORLD, "laptop": _MKD_LAPTOP}, domains={name: task(name).domains for name in META_KD})
+_FLAT = dict(flat=True)
+
+
+def _table_of(name: str, title: str, notebook: str, of: str, **world) -> Artefact:
+    """All of Meta-KD's ten rows, in each domain of a task, with sizes of its own in the embedded world."""
+    return Artefact(
+        name, title, notebook, ("majority", "teacher", "undistilled", *META_KD[of]), (of,),
+        ("meta_distillation", "mix_tinybert_kd"), in_domains(of, META_KD[of]),
+        controls={"meta_distillation": {"": {}, "flat sources": _FLAT}},
+        **_MKD | dict(overrides={"world": _MKD_WORLD | world, "laptop": _MKD_LAPTOP}),
+    )  # fmt: skip
+
+
+_SCARCE = {f"n={n}": dict(budget=n, epochs=epochs, teacher_steps=60, teacher_batch=16)
+           for n, epochs in ((16, 48), (64, 48), (256, 16))}  # fmt: skip
+ARTEFACTS |= {
+    "fig14": Artefact(
+        "fig14", "Figure 14: Meta-KD's parts, drawn from the running objects", "fig14_metakd",
+        ("majority", "teacher", "undistilled"), ("amazon",), ("teacher", "undistilled"), {},
+        **_MKD | dict(domains={"amazon": ("books",)}),
+    ),
+    "fig15": _table_of("fig15", "Figure 15: Meta-KD on the five genres of MNLI", "fig15_mnli", "mnli",
+                       rows=500, source_rows=500, teacher_rows=500),  # pairs are longer, and there are five domains
+    "fig16": _table_of("fig16", "Figure 16: Meta-KD on Amazon's four domains", "fig16_amazon", "amazon"),
+    "fig17_zeroshot": Artefact(
+        "fig17_zeroshot", "Figure 17: a target domain that no teacher has seen", "fig17_zeroshot",
+        ("majority", "teacher", "undistilled", "single_tinybert_kd", "meta_distillation"), ("amazon",),
+        ("meta_distillation", "single_tinybert_kd"), META_KD_LEFT_OUT, margin=0.01, claimed="left out", real_tasks=("mnli",),
+        settings={"single_tinybert_kd": {"": {}} | {f"of {name}": dict(of=name) for name in task("amazon").domains},
+                  "meta_distillation": {"left out": dict(leave_out=True)}},
+        controls={"meta_distillation": {"left out, flat sources": dict(leave_out=True) | _FLAT}}, **_MKD,
+    ),
+    "fig17_fraction": Artefact(
+        "fig17_fraction", "Figure 17, continued: few rows of the target domain, and the weight of transferable knowledge",
+        "fig17_fraction", ("majority", "teacher", "undistilled", "single_tinybert_kd", "meta_distillation"), ("amazon",),
+        ("meta_distillation", "single_tinybert_kd"), {}, claimed="n=16",
+        settings={method: {"": {}} | _SCARCE for method in ("teacher", "undistilled", "single_tinybert_kd")} | {
+            "meta_distillation": {"": {}} | _SCARCE | {f"gamma_2={g}": dict(gamma_2=float(g)) for g in (0, 0.2, 0.5, 1)}},
+        controls={"meta_distillation": {"n=16, flat sources": _SCARCE["n=16"] | _FLAT}},
+        **_MKD | dict(domains={"amazon": ("books", "kitchen")}),
+    ),
+}  # fmt: skip
+
 # %% ../nbs/61_experiments.ipynb #cell-029
 def find_artefact(name: str) -> Artefact:
     """The artefact of that name.
@@ -331,8 +398,8 @@ def find_artefact(name: str) -> Artefact:
     return ARTEFACTS[name]
 
 
-UNSEEDED = ("majority", "bag_of_words", "teacher", "int8_dynamic", "teacher_single", "teacher_mix", "teacher_mtl",
-            "meta_teacher")  # their result does not depend on the seed
+UNSEEDED = ("majority", "bag_of_words", "teacher", "int8_dynamic", "teacher_single")
+# their result does not depend on the seed
 
 
 def _foreign(method: str, methods: tuple[str, ...]) -> set[str]:
@@ -340,7 +407,21 @@ def _foreign(method: str, methods: tuple[str, ...]) -> set[str]:
     theirs = {name for other in methods for name in find_method(other).settings}
     return theirs - find_method(method).settings.keys() - {field.name for field in fields(Profile)} - {"domain"}
 
+# %% ../nbs/61_experiments.ipynb #cell-place-b
+def _place(method: str, name: str, domain: str, seed: int, size: dict, varied: dict) -> dict:
+    """What a run in one domain of a task is given: the domain, its sources, and how the teachers of several domains learn."""
+    own, source = find_method(method).settings, f"{name}_flat" if varied.get("flat") else name
+    others = tuple(f"{source}/{other}" for other in task(name).domains if other != domain)
+    if not domain:
+        return {}
+    given = dict(sources=others) if own.keys() & {"of", "leave_out"} else {}
+    alone = method in ("single_tinybert_kd", "multi_mtn_kd")  # of one domain: small sets need more passes, as for `teacher`
+    rows = size.get("source_rows") or size["teacher_rows"]
+    passes = -(-size["teacher_steps"] * size["batch_size"] // rows) if alone else 0
+    stage1 = dict(stage1_epochs=float(max(size["teacher_epochs"], passes)), stage1_lr=size["teacher_lr"], stage1_seed=seed)
+    return dict(domain=domain) | given | {k: v for k, v in stage1.items() if k in own}
 
+# %% ../nbs/61_experiments.ipynb #cell-place-c
 def grid(artefact: str, profile: str = "world", seeds: int | None = None, **overrides) -> list[dict]:
     """The specs of all runs of an artefact, the cheapest rows of each task first.
 
@@ -360,13 +441,18 @@ def grid(artefact: str, profile: str = "world", seeds: int | None = None, **over
         raise ValueError(f"seeds={count!r} should be a whole number from 1")
     overrides = wanted.overrides.get(profile, {}) | overrides
     known = {method: overrides.keys() - _foreign(method, wanted.methods) for method in wanted.methods}
+    first = {name: domains[0] for name, domains in wanted.domains.items() if size.source == "world"}
     return [
-        make_spec(method, name, seed, profile, setting=setting, **{k: overrides[k] for k in known[method]} | varied)
+        make_spec(method, name, seed, profile, setting=setting,
+                  **_place(method, name, domain, seed, asdict(size) | overrides, varied)
+                  | {k: overrides[k] for k in known[method]} | {k: v for k, v in varied.items() if k != "flat"})
         for name in wanted.tasks + (wanted.real_tasks if size.source != "world" else ())
+        for domain in wanted.domains.get(name, ("",))
         for seed in range(count)
         for method in wanted.methods
-        for setting, varied in wanted.settings.get(method, {"": {}}).items()
-        if seed == 0 or method not in UNSEEDED or "budget" in overrides | varied
+        for setting, varied in (wanted.settings.get(method, {"": {}})
+                                | (wanted.controls.get(method, {}) if first.get(name) == domain else {})).items()
+        if (seed == 0 or method not in UNSEEDED or "budget" in overrides | varied) and (not domain or varied.get("of") != domain)
     ]
 
 # %% ../nbs/61_experiments.ipynb #cell-032
@@ -376,7 +462,8 @@ def compute_all(specs: list[dict], store: Store, say: Callable[[str], None] = pr
     say(f"{len(specs)} runs: {len(specs) - len(missing)} found in the store, {len(missing)} to compute")
     start = time.perf_counter()
     for done, spec in enumerate(missing):
-        name = f"{spec['method']} on {spec['task']}, seed {spec['seed']}"
+        what, where = (" ".join(filter(None, (spec[a], spec[b]))) for a, b in (("method", "setting"), ("task", "domain")))
+        name = f"{what} on {where}, seed {spec['seed']}"
         left = "" if not done else f", about {clock((time.perf_counter() - start) / done * (len(missing) - done))} left"
         say(f"[{done + 1}/{len(missing)}] {name}{left}")
         record = run_spec(spec, store, progress)

@@ -13,9 +13,12 @@ import os
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
+from .architecture import draw_meta_kd
 from .experiments import ARTEFACTS, compute_all, find_artefact, grid
+from .figures_domains import draw_domains, draw_fraction
 from .search_figures import draw_crosstask, draw_tradeoff
 from .figures import compare, draw_ladder, draw_landscape, pooled_contrast, read_table, same_table, save_artefact, table
 from .specs import find_profile
@@ -65,7 +68,8 @@ def _literal(text: str):
 # %% ../nbs/63_reproduce.ipynb #cell-012
 DRAW = {
     "fig02": draw_landscape, "fig02_ladder": draw_ladder, "fig05": draw_tradeoff, "fig08": draw_landscape,
-    "fig08_crosstask": draw_crosstask,
+    "fig08_crosstask": draw_crosstask, "fig14": draw_meta_kd, "fig15": draw_domains, "fig16": draw_domains,
+    "fig17_zeroshot": partial(draw_domains, title="A target domain that no teacher has seen"), "fig17_fraction": draw_fraction,
 }
 
 
@@ -112,7 +116,8 @@ def describe(artefact: str, records: list[dict], start: float, command: list[str
         artefact=artefact, profile=specs[0]["profile"], notebook=f"nbs/figures/{find_artefact(artefact).notebook}.ipynb",
         seeds=sorted({spec["seed"] for spec in specs}),
         data={spec["task"]: {"source": spec["source"], "sha256": spec["data"]} for spec in specs},
-        teacher={r["spec"]["task"]: {"encoder": r["spec"]["encoder"], "sha256": r["teacher_sha256"]} for r in records},
+        teacher={" ".join(filter(None, (r["spec"]["task"], r["spec"]["domain"]))):
+                 {"encoder": r["spec"]["encoder"], "sha256": r["teacher_sha256"]} for r in records},
     )  # fmt: skip
 
 # %% ../nbs/63_reproduce.ipynb #cell-019

@@ -14,7 +14,7 @@ import torch
 
 from . import worlds
 from .methods import check_settings, find_method, typed
-from .tasks import data_sha256, task
+from .tasks import Task, data_sha256, task
 
 # %% ../nbs/60_specs.ipynb #cell-006
 @dataclass(frozen=True)
@@ -82,6 +82,16 @@ def _world() -> str:
     return worlds.content_hash()
 
 
+@lru_cache
+def _world_data(this: Task) -> str:
+    return data_sha256(this, "world")
+
+
+def _data(this: Task, source: str) -> str:
+    """SHA-256 of a task's data; that of the world cannot change while we run."""
+    return _world_data(this) if source == "world" else data_sha256(this, source)
+
+
 def encoder_spec(changes: dict | None = None) -> dict:
     """The recipe of the world's own encoder, with any changes, and the world it is made for.
 
@@ -136,7 +146,7 @@ def make_spec(
     made |= _source_spec(tuple(sources), source_rows, size.source, this, domain) if sources else {}
     return made | dict(
         method=method, task=this.name, domain=domain, setting=setting, seed=seed, profile=profile, **numbers,
-        data=data_sha256(this, size.source), device="cuda" if torch.cuda.is_available() else "cpu",
+        data=_data(this, size.source), device="cuda" if torch.cuda.is_available() else "cpu",
         settings=check_settings(chosen, shape | own),
     )  # fmt: skip
 
@@ -172,7 +182,7 @@ def _source_spec(sources: tuple[str, ...], rows: int, origin: str, target, domai
             raise ValueError(f"source {name!r} is the target itself")
         common_labels(this, target)
     return dict(sources=list(sources), source_rows=rows,
-                source_data={name: data_sha256(task(name.partition("/")[0]), origin) for name in sources})
+                source_data={name: _data(task(name.partition("/")[0]), origin) for name in sources})
 
 # %% ../nbs/60_specs.ipynb #c60ask002
 def overrides(spec: dict) -> dict:

@@ -12,7 +12,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -49,6 +49,7 @@ class Task:
     hub_columns: Mapping[str, str] = field(default_factory=dict, hash=False)  # hub's name -> ours, where they differ
     world: str = ""  # kind of generated world
     world_domains: tuple[str, ...] = ("books",)  # where it draws from, for a task without a domain column
+    world_noise: float | None = None  # share of labels that are not true there; the world's own if None
 
     def __post_init__(self):
         if self.kind not in KINDS:
@@ -128,6 +129,9 @@ for _task in (
          hub_id="nyu-mll/multi_nli", world="entailment"),
 ):
     register(_task)
+
+for _name, _noise in (("amazon", 1 / 2), ("mnli", 2 / 3)):  # labels drawn at random, the same texts: nothing to learn
+    register(replace(TASKS[_name], name=f"{_name}_flat", hub_id="", world_noise=_noise))
 
 # %% ../nbs/00_tasks.ipynb #cell-015
 _SLOTS = """album artist best_rating city condition_description condition_temperature country cuisine current_location
@@ -309,7 +313,8 @@ def _read_world(task: Task, domains: tuple[str, ...]) -> dict[str, dict[str, lis
         raise ValueError(f"task {task.name!r} has no generated world; use source='local'")
     from kdnotes.worlds import world
 
-    here = world(task.world, domains=domains, labels=task.labels)
+    noise = {} if task.world_noise is None else dict(noise=task.world_noise)
+    here = world(task.world, domains=domains, labels=task.labels, **noise)
     names = {"single": ("text", "label"), "pair": ("text_a", "text_b", "label"), "tokens": ("tokens", "tags")}
     names = (*names[task.kind], *(["domain"] if task.domain else []))
 

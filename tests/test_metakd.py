@@ -10,7 +10,7 @@ import torch
 from datasets import Dataset, concatenate_datasets
 from transformers import AutoModelForSequenceClassification, set_seed
 
-from kdnotes import experiments, worlds
+from kdnotes import experiments, specs, worlds
 from kdnotes.encoders import make_student, small_bert, word_tokenizer
 from kdnotes.knowledge import Problem
 from kdnotes.landscape.tinybert import fit_tinybert
@@ -19,7 +19,8 @@ from kdnotes.metakd.meta_distillation import domain_expertise, fit_meta_distilla
 from kdnotes.metakd.meta_teacher import DomainCorruption, false_domains, fit_meta_teacher, fit_teacher_mtl, mix_teacher
 from kdnotes.metakd.prototypes import all_rows, normalised, pool, prototype_scores, public_scores
 from kdnotes.methods import METHODS, distill
-from kdnotes.store import Store
+from kdnotes.store import Store, address
+from kdnotes.tasks import load_task, task
 from kdnotes.training import encode
 
 NAMES = ("books", "dvd", "kitchen")
@@ -326,5 +327,80 @@ def test_experiments_make_the_meta_teacher_once_for_all_domains_and_seeds(tmp_pa
         others = tuple(f"amazon/{name}" for name in names if name != domain)
         record = tiny.run(tmp_path, "meta_distillation", "amazon", seed, domain=domain, sources=others, source_rows=120)
         assert set(record["details"]["measures"]) == {"transfer_score", "expertise"}
-    specs = [json.loads(path.read_text()) for path in tmp_path.glob("models/*/spec.json")]
-    assert sum(spec["kind"] == "teacher of domains" for spec in specs) == 1
+    kept = [json.loads(path.read_text()) for path in tmp_path.glob("models/*/spec.json")]
+    assert sum(spec["kind"] == "teacher of domains" for spec in kept) == 1
+
+
+# --- the artefacts ----------------------------------------------------------------------------------------------------
+
+META_ARTEFACTS = ("fig15", "fig16", "fig17_zeroshot", "fig17_fraction")
+
+
+@pytest.mark.parametrize("name", META_ARTEFACTS)
+@pytest.mark.parametrize("profile", ["world", "laptop", "paper"])
+def test_the_grid_leaves_the_target_out_of_its_sources(name, profile, monkeypatch):
+    if profile != "world":
+        monkeypatch.setattr(specs, "data_sha256", lambda *_: "0" * 64)
+    for spec in experiments.grid(name, profile, seeds=2):
+        others = [source.split("/")[1] for source in spec.get("sources", [])]
+        assert spec["domain"] and spec["domain"] not in others and spec["settings"].get("of") != spec["domain"]
+        if "leave_out" in spec["settings"]:
+            assert {spec["domain"], *others} == set(task(spec["task"]).domains)
+            assert spec["settings"]["stage1_seed"] == spec["seed"]
+            assert spec["settings"]["stage1_lr"] == spec["teacher_lr"]  # students may learn faster than teachers
+        assert profile == "world" or not any("flat" in source for source in spec.get("sources", []))
+
+
+def test_all_ten_published_rows_are_in_every_domain():
+    for name, of, mean in (("fig15", "mnli", 0.804), ("fig16", "amazon", 0.894)):
+        artefact = experiments.ARTEFACTS[name]
+        assert len(artefact.published) == 10 * len(task(of).domains) and len(artefact.methods) == 3 + 10
+        ours = [value for (method, *_), value in artefact.published.items() if method == "meta_distillation"]
+        assert np.isclose(np.mean(ours), mean, atol=6e-4)
+
+
+def test_artefacts_share_their_runs():
+    """What figure 17 needs in full rows is what figure 16 has: nothing is trained twice."""
+    keys = {name: {address(spec) for spec in experiments.grid(name, "world", 2)} for name in META_ARTEFACTS[1:]}
+    # per domain: majority and teacher once, and for two seeds the student undistilled, in-domain TinyBERT-KD and here Meta-KD
+    assert len(keys["fig16"] & keys["fig17_zeroshot"]) == 4 * (2 + 2 * 2)
+    assert len(keys["fig16"] & keys["fig17_fraction"]) == 2 * (2 + 2 * 3)
+
+
+def test_a_flat_task_has_the_texts_of_its_original_and_labels_that_say_nothing():
+    for name, kind in (("amazon", "sentiment"), ("mnli", "entailment")):
+        this, world = task(name), worlds.world(kind, domains=task(name).domains)
+        true, flat = (load_task(each, "world")["report"].select(range(1000)) for each in (name, f"{name}_flat"))
+        for rows, expected in ((true, 0.9), (flat, 1 / len(this.labels))):
+            texts = list(zip(*(rows[column][:] for column in this.text)))
+            truth = [world.truth(text[0] if len(text) == 1 else text, where) for text, where in zip(texts, rows[this.domain])]
+            assert abs(np.mean([this.labels[i] == label for i, label in zip(rows["label"], truth)]) - expected) < 0.05
+        assert len(set(true[this.text[0]]) & set(flat[this.text[0]])) > 500
+
+
+def test_another_seed_of_the_first_stage_is_another_teacher():
+    given = problem("books")
+    first = mix_teacher(given, pool(given))
+    assert equal(first, mix_teacher(given, pool(given), seed=0)) and not equal(first, mix_teacher(given, pool(given), seed=1))
+    for name in DOMAIN_METHODS:
+        settings = SMALL if "layers" in METHODS[name].settings else {}
+        if "stage1_seed" not in METHODS[name].settings:
+            assert name == "teacher_single"
+            continue
+        settings = settings | (dict(of="dvd") if "of" in METHODS[name].settings else {})
+        one, other = (METHODS[name].fit(given, **settings, stage1_seed=seed) for seed in (0, 1))
+        assert not equal(one, other), name
+
+
+def test_equal_shapes_are_timed_once(monkeypatch):
+    timed = []
+    monkeypatch.setattr(experiments, "_COSTS", {})
+    monkeypatch.setattr(experiments, "measure", lambda *models: timed.append(models) or dict(params=1))
+    given = problem()
+    one, other = (fit_meta_distillation(given, **SMALL) for _ in range(2))
+    for student in (one, other):
+        experiments._cost(student, given.teacher, shared=True)
+    assert len(timed) == 1
+    experiments._cost(given.teacher, given.teacher, shared=True)
+    experiments._cost(one, given.teacher, shared=False)
+    assert len(timed) == 3

@@ -29,7 +29,7 @@ FLOORS = (
     ("encoders", "losses", "attention", "augmentation", "training", "cache", "knowledge", "cost", "demo", "export", "tables"),
     ("adabert", "l2a", "metakd", "landscape"),
     ("methods", "model_card"),
-    ("specs", "experiments", "figures", "search_figures", "reproduce", "cli"),
+    ("specs", "published", "experiments", "figures", "search_figures", "figures_domains", "architecture", "reproduce", "cli"),
 )
 FLOOR = {name: level for level, names in enumerate(FLOORS) for name in names}
 METHOD_ROOMS = FLOORS[2]

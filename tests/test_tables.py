@@ -190,3 +190,11 @@ def test_a_contrast_may_be_about_one_setting_and_a_reference_of_one_seed():
         pooled_contrast(records, "ladder", "teacher", TASKS[:1], "rung=3")
     close = pooled_contrast(records, "ladder", "teacher", TASKS[:1], "rung=1", margin=0.3)
     assert close.startswith("ladder rung=1 no more than 0.3 below teacher: difference -0.") and close.endswith("holds")
+
+
+def test_a_contrast_in_one_setting_takes_the_reference_in_the_same_setting():
+    records = [run(method, "alpha", skill, seed, setting=setting) for seed in (0, 1) for method, setting, skill in (
+        ("kd", "n=16", 0.8), ("undistilled", "n=16", 0.6), ("undistilled", "", 0.9))]  # fmt: skip
+    assert pooled_contrast(records, "kd", "undistilled", TASKS[:1], "n=16").endswith("holds")
+    plain = [record for record in records if (record["spec"]["method"], record["spec"]["setting"]) != ("undistilled", "n=16")]
+    assert pooled_contrast(plain, "kd", "undistilled", TASKS[:1], "n=16").endswith("does not hold")

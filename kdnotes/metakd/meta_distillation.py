@@ -17,7 +17,8 @@ from ..knowledge import Problem, add_teacher_logits
 from ..losses import IGNORE, hidden_mse, soft_cross_entropy
 from .meta_teacher import DomainCorruption, meta_teacher, mix_teacher, mtl_teacher
 from .prototypes import all_rows, pool, scores_of
-from ..training import model_inputs, predict
+from ..store import Store
+from ..training import model_inputs
 
 # %% ../../nbs/42_meta_distillation.ipynb #cell-006
 def domain_expertise(scores: np.ndarray, right: np.ndarray) -> np.ndarray:
@@ -39,12 +40,12 @@ def domain_expertise(scores: np.ndarray, right: np.ndarray) -> np.ndarray:
     return np.clip(1 + scores, 0, None) / (np.exp((right - 1) ** 2) + 1)
 
 # %% ../../nbs/42_meta_distillation.ipynb #cell-011
-def rightness(teacher: PreTrainedModel, rows, tokenizer, bf16: bool = False) -> np.ndarray:
+def rightness(teacher: PreTrainedModel, rows, tokenizer, bf16: bool = False, cache: Store | None = None) -> np.ndarray:
     """Probability that a teacher gives to the true label of each row, `(rows,)`; the mean over words for token tasks."""
     right = []
-    for logits, label in zip(predict(teacher, rows, tokenizer, bf16=bf16), rows["labels"]):
-        labels = np.atleast_1d(label)
-        chances = torch.from_numpy(np.atleast_2d(logits)).softmax(-1).numpy()
+    for said in add_teacher_logits(rows, teacher, tokenizer, bf16, cache).select_columns(["labels", "teacher_logits"]):
+        labels = np.atleast_1d(said["labels"])
+        chances = torch.tensor(said["teacher_logits"]).reshape(len(labels), -1).softmax(-1).numpy()[labels != IGNORE]
         each = chances[np.arange(len(chances)), labels[labels != IGNORE]]
         right.append(each.mean() if len(each) else 1.0)
     return np.array(right, dtype=float)
@@ -83,7 +84,7 @@ def follow(
     shape: of the student, see `_check`.
     """
     tokenizer, taught = problem.tokenizer, add_teacher_logits(
-        problem.train, teacher, problem.tokenizer, problem.training.get("bf16", False))  # fmt: skip
+        problem.train, teacher, problem.tokenizer, problem.training.get("bf16", False), problem.cache)  # fmt: skip
     rows = taught if weights is None else taught.add_column("weight", weights.tolist())
     set_seed(problem.seed)
     student = make_student(problem.encoder, problem.labels, problem.kind, **shape)
@@ -125,7 +126,7 @@ def _check(problem: Problem, layers: int, width: int | None, heads: int | None, 
 
 # %% ../../nbs/42_meta_distillation.ipynb #cell-024
 def fit_single_tinybert_kd(
-    problem: Problem, of: str = "", stage1_epochs: float | None = None, stage1_lr: float | None = None,
+    problem: Problem, of: str = "", stage1_epochs: float | None = None, stage1_lr: float | None = None, stage1_seed: int = 0,
     layers: int = 4, width: int | None = None, heads: int | None = None, inner: int | None = None, init: str = "layers",
 ) -> PreTrainedModel:  # fmt: skip
     """TinyBERT-KD from the target domain's own teacher, or from that of one other domain.
@@ -134,16 +135,18 @@ def fit_single_tinybert_kd(
     ----------
     of: name of the teacher's domain; the problem's teacher if empty.
     stage1_epochs, stage1_lr: of another domain's teacher; those of the problem if None.
+    stage1_seed: of that teacher.
     layers, width, heads, inner, init: the student, see `make_student`; as many heads as the teacher.
     """
     shape = _check(problem, layers, width, heads, inner, init)
-    teacher = mix_teacher(problem, pool(problem).only(of), stage1_epochs, stage1_lr) if of else problem.teacher
+    teacher = mix_teacher(problem, pool(problem).only(of), stage1_epochs, stage1_lr, stage1_seed) if of else problem.teacher
     return follow(problem, teacher, **shape)
 
 
 def fit_mix_tinybert_kd(
     problem: Problem, leave_out: bool = False, stage1_epochs: float | None = None, stage1_lr: float | None = None,
-    layers: int = 4, width: int | None = None, heads: int | None = None, inner: int | None = None, init: str = "layers",
+    stage1_seed: int = 0, layers: int = 4, width: int | None = None, heads: int | None = None, inner: int | None = None,
+    init: str = "layers",
 ) -> PreTrainedModel:  # fmt: skip
     """TinyBERT-KD from the teacher of the mixed rows.
 
@@ -151,24 +154,26 @@ def fit_mix_tinybert_kd(
     ----------
     leave_out: the teacher learns without the target's rows.
     stage1_epochs, stage1_lr: of the teacher; those of the problem if None.
+    stage1_seed: of the teacher.
     layers, width, heads, inner, init: see `fit_single_tinybert_kd`.
     """
     shape = _check(problem, layers, width, heads, inner, init)
-    return follow(problem, mix_teacher(problem, pool(problem, leave_out), stage1_epochs, stage1_lr), **shape)
+    return follow(problem, mix_teacher(problem, pool(problem, leave_out), stage1_epochs, stage1_lr, stage1_seed), **shape)
 
 
 def fit_mtl_tinybert_kd(
     problem: Problem, leave_out: bool = False, stage1_epochs: float | None = None, stage1_lr: float | None = None,
-    layers: int = 4, width: int | None = None, heads: int | None = None, inner: int | None = None, init: str = "layers",
+    stage1_seed: int = 0, layers: int = 4, width: int | None = None, heads: int | None = None, inner: int | None = None,
+    init: str = "layers",
 ) -> PreTrainedModel:  # fmt: skip
     """TinyBERT-KD from the multi-task teacher's model of the target, or the mean of its heads if the target was left out.
 
     Parameters
     ----------
-    leave_out, stage1_epochs, stage1_lr, layers, width, heads, inner, init: see `fit_mix_tinybert_kd`.
+    leave_out, stage1_epochs, stage1_lr, stage1_seed, layers, width, heads, inner, init: see `fit_mix_tinybert_kd`.
     """
     shape, rows = _check(problem, layers, width, heads, inner, init), pool(problem, leave_out)
-    return follow(problem, mtl_teacher(problem, rows, stage1_epochs, stage1_lr).only(rows.target), **shape)
+    return follow(problem, mtl_teacher(problem, rows, stage1_epochs, stage1_lr, stage1_seed).only(rows.target), **shape)
 
 # %% ../../nbs/42_meta_distillation.ipynb #cell-026
 def mean_logits(said: list[np.ndarray], temperature: float = 1.0) -> np.ndarray:
@@ -184,7 +189,7 @@ def mean_logits(said: list[np.ndarray], temperature: float = 1.0) -> np.ndarray:
 
 def fit_multi_mtn_kd(
     problem: Problem, temperature: float = 1.0, leave_out: bool = False, stage1_epochs: float | None = None,
-    stage1_lr: float | None = None, layers: int = 4, width: int | None = None, heads: int | None = None,
+    stage1_lr: float | None = None, stage1_seed: int = 0, layers: int = 4, width: int | None = None, heads: int | None = None,
     inner: int | None = None, init: str = "layers",
 ) -> PreTrainedModel:  # fmt: skip
     """A student that imitates the mean prediction of the single teachers of all domains (MTN-KD, You et al. 2017).
@@ -193,12 +198,13 @@ def fit_multi_mtn_kd(
     ----------
     temperature: softens the predictions.
     leave_out: without the target's teacher.
-    stage1_epochs, stage1_lr, layers, width, heads, inner, init: see `fit_mix_tinybert_kd`.
+    stage1_epochs, stage1_lr, stage1_seed, layers, width, heads, inner, init: see `fit_mix_tinybert_kd`.
     """
     shape, rows = _check(problem, layers, width, heads, inner, init), pool(problem, leave_out)
-    teachers = [mix_teacher(problem, rows.only(name), stage1_epochs, stage1_lr) for name in rows.domains]
-    bf16 = problem.training.get("bf16", False)
-    each = [add_teacher_logits(problem.train, teacher, problem.tokenizer, bf16)["teacher_logits"][:] for teacher in teachers]
+    teachers = [mix_teacher(problem, rows.only(name), stage1_epochs, stage1_lr, stage1_seed) for name in rows.domains]
+    ask = lambda teacher: add_teacher_logits(  # noqa: E731
+        problem.train, teacher, problem.tokenizer, problem.training.get("bf16", False), problem.cache)  # fmt: skip
+    each = [ask(teacher)["teacher_logits"][:] for teacher in teachers]
     column = [mean_logits([np.array(one, np.float32) for one in said], temperature).tolist() for said in zip(*each)]
     set_seed(problem.seed)
     student = make_student(problem.encoder, problem.labels, problem.kind, **shape)
@@ -214,7 +220,7 @@ def fit_multi_mtn_kd(
 def fit_meta_tinybert_kd(
     problem: Problem, gamma_1: float = 0.1, score: str = "class", alpha: float = 0.5, zeta: float | None = None,
     weighted: bool = True, corruption: str = "others", leave_out: bool = False, stage1_epochs: float | None = None,
-    stage1_lr: float | None = None, layers: int = 4, width: int | None = None, heads: int | None = None,
+    stage1_lr: float | None = None, stage1_seed: int = 0, layers: int = 4, width: int | None = None, heads: int | None = None,
     inner: int | None = None, init: str = "layers",
 ) -> PreTrainedModel:  # fmt: skip
     """TinyBERT-KD from the meta-teacher.
@@ -222,10 +228,10 @@ def fit_meta_tinybert_kd(
     Parameters
     ----------
     gamma_1, score, alpha, zeta, weighted, corruption: see `meta_teacher`.
-    leave_out, stage1_epochs, stage1_lr, layers, width, heads, inner, init: see `fit_mix_tinybert_kd`.
+    leave_out, stage1_epochs, stage1_lr, stage1_seed, layers, width, heads, inner, init: see `fit_mix_tinybert_kd`.
     """
     shape, rows = _check(problem, layers, width, heads, inner, init), pool(problem, leave_out)
-    meta = meta_teacher(problem, rows, gamma_1, score, alpha, zeta, weighted, corruption, stage1_epochs, stage1_lr)
+    meta = meta_teacher(problem, rows, gamma_1, score, alpha, zeta, weighted, corruption, stage1_epochs, stage1_lr, stage1_seed)
     return follow(problem, meta.model, **shape)
 
 
@@ -233,7 +239,8 @@ def fit_meta_distillation(
     problem: Problem, gamma_1: float = 0.1, gamma_2: float = 0.3, score: str = "class", alpha: float = 0.5,
     zeta: float | None = None, weighted: bool = True, corruption: str = "others", temperature: float = 1.0,
     joint: bool = False, leave_out: bool = False, stage1_epochs: float | None = None, stage1_lr: float | None = None,
-    layers: int = 4, width: int | None = None, heads: int | None = None, inner: int | None = None, init: str = "layers",
+    stage1_seed: int = 0, layers: int = 4, width: int | None = None, heads: int | None = None, inner: int | None = None,
+    init: str = "layers",
 ) -> PreTrainedModel:  # fmt: skip
     """A student of one domain from the meta-teacher of all (Meta-KD, arXiv 2012.01266).
 
@@ -244,7 +251,7 @@ def fit_meta_distillation(
     temperature: softens the predictions.
     joint: the paper's sum of all losses, for the epochs of both stages, instead of the public code's two stages.
     gamma_1, score, alpha, zeta, corruption: see `meta_teacher`.
-    leave_out, stage1_epochs, stage1_lr, layers, width, heads, inner, init: see `fit_mix_tinybert_kd`.
+    leave_out, stage1_epochs, stage1_lr, stage1_seed, layers, width, heads, inner, init: see `fit_mix_tinybert_kd`.
 
     Raises
     ------
@@ -254,11 +261,11 @@ def fit_meta_distillation(
     if gamma_2 < 0 or not temperature > 0:
         raise ValueError(f"gamma_2={gamma_2} should be a number from 0, temperature={temperature} one above 0")
     shape, rows = _check(problem, layers, width, heads, inner, init), pool(problem, leave_out)
-    meta = meta_teacher(problem, rows, gamma_1, score, alpha, zeta, weighted, corruption, stage1_epochs, stage1_lr)
+    meta = meta_teacher(problem, rows, gamma_1, score, alpha, zeta, weighted, corruption, stage1_epochs, stage1_lr, stage1_seed)
     weights, measures = None, {}
     if weighted:
         scores = scores_of(all_rows(problem), problem.encoder, problem.tokenizer, score, alpha, zeta)[: len(problem.train)]
-        right = rightness(meta.model, problem.train, problem.tokenizer, problem.training.get("bf16", False))
+        right = rightness(meta.model, problem.train, problem.tokenizer, problem.training.get("bf16", False), problem.cache)
         weights = domain_expertise(np.clip(scores, -1, 1), right)
         measures = dict(transfer_score=float(scores.mean()), expertise=float(weights.mean()))
     student = follow(problem, meta.model, weights, meta.branch, rows.target, gamma_2, temperature, joint, **shape)

@@ -160,18 +160,18 @@ def _marked(tokenizer):
     return marked
 
 
-def _start(problem: Problem) -> PreTrainedModel:
-    """The pre-trained encoder in full depth with a fresh head and pooler, always the same."""
+def _start(problem: Problem, seed: int = 0) -> PreTrainedModel:
+    """The pre-trained encoder in full depth with a fresh head and pooler, whatever the seed of the run."""
     body = copy.deepcopy(problem.encoder.base_model)
     if getattr(body, "pooler", None) is not None:
         body.pooler = None  # a masked-language-model checkpoint has none: loading drew one by the run's seed
-    set_seed(0)
+    set_seed(seed)
     return make_student(body, problem.labels, problem.kind, layers=body.config.num_hidden_layers)
 
 # %% ../../nbs/41_meta_teacher.ipynb #cell-025
 def taught_by(problem: Problem, rows: Pool, name: str, new: Callable, objective: Callable | None = None, tokenizer=None,
-              epochs: float | None = None, lr: float | None = None, weights: np.ndarray | None = None,
-              settings: dict | None = None) -> torch.nn.Module:  # fmt: skip
+              epochs: float | None = None, lr: float | None = None, seed: int = 0,
+              weights: np.ndarray | None = None, settings: dict | None = None) -> torch.nn.Module:  # fmt: skip
     """A module trained on the rows of a pool, or taken from the problem's cache.
 
     Parameters
@@ -180,11 +180,12 @@ def taught_by(problem: Problem, rows: Pool, name: str, new: Callable, objective:
     new: makes the untrained module.
     objective, tokenizer: see `kdnotes.training.train`.
     epochs, lr: those of the problem if None.
+    seed: of this teacher; that of the problem plays no part.
     weights: of the training rows, `(rows,)`.
     settings: what else the result depends on.
     """
     changes = {key: value for key, value in (("epochs", epochs), ("lr", lr)) if value is not None}
-    training = {key: value for key, value in problem.training.items() if key != "progress"} | dict(seed=0) | changes
+    training = {key: value for key, value in problem.training.items() if key != "progress"} | dict(seed=seed) | changes
     data = rows.train if weights is None else rows.train.add_column("weight", weights.tolist())
     select = rows.select if len(rows.select) else None
 
@@ -208,25 +209,27 @@ def taught_by(problem: Problem, rows: Pool, name: str, new: Callable, objective:
     return module.eval().requires_grad_(False).to(problem.teacher.device)
 
 # %% ../../nbs/41_meta_teacher.ipynb #cell-027
-def mix_teacher(problem: Problem, rows: Pool, epochs: float | None = None, lr: float | None = None) -> PreTrainedModel:
+def mix_teacher(problem: Problem, rows: Pool, epochs: float | None = None, lr: float | None = None,
+                seed: int = 0) -> PreTrainedModel:
     """One model for the rows of all domains of a pool; for a pool of one domain, its single teacher."""
-    return taught_by(problem, rows, "mix", lambda: _start(problem), epochs=epochs, lr=lr)
+    return taught_by(problem, rows, "mix", lambda: _start(problem, seed), epochs=epochs, lr=lr, seed=seed)
 
 
-def mtl_teacher(problem: Problem, rows: Pool, epochs: float | None = None, lr: float | None = None) -> DomainHeads:
+def mtl_teacher(problem: Problem, rows: Pool, epochs: float | None = None, lr: float | None = None,
+                seed: int = 0) -> DomainHeads:
     """One encoder for all domains of a pool, with a head for each."""
     marked = _marked(problem.tokenizer)
 
     def objective(heads, batch):
         return cross_entropy(heads(**model_inputs(batch, marked)).logits, batch["labels"])
 
-    new = lambda: DomainHeads(_start(problem), len(rows.domains))  # noqa: E731
-    return taught_by(problem, rows, "mtl", new, objective, marked, epochs, lr)
+    new = lambda: DomainHeads(_start(problem, seed), len(rows.domains))  # noqa: E731
+    return taught_by(problem, rows, "mtl", new, objective, marked, epochs, lr, seed)
 
 # %% ../../nbs/41_meta_teacher.ipynb #cell-029
 def meta_teacher(
     problem: Problem, rows: Pool, gamma_1: float = 0.1, score: str = "class", alpha: float = 0.5, zeta: float | None = None,
-    weighted: bool = True, corruption: str = "others", epochs: float | None = None, lr: float | None = None,
+    weighted: bool = True, corruption: str = "others", epochs: float | None = None, lr: float | None = None, seed: int = 0,
 ) -> MetaTeacher:  # fmt: skip
     """The teacher of all domains of a pool, with its branch (Meta-KD).
 
@@ -236,7 +239,7 @@ def meta_teacher(
     score, alpha, zeta: how well a row transfers, see `scores_of`.
     weighted: rows count by their scores, else all alike.
     corruption: see `false_domains`.
-    epochs, lr: those of the problem if None.
+    epochs, lr, seed: see `taught_by`.
 
     Raises
     ------
@@ -248,11 +251,11 @@ def meta_teacher(
     false_domains(torch.zeros(1), 2, corruption)  # refuses a wrong name before the work
     weights = np.ones(len(rows.train))
     if weighted:
-        weights = normalised(scores_of(rows.train, problem.encoder, problem.tokenizer, score, alpha, zeta))
+        weights = normalised(scores_of(rows.train, problem.encoder, problem.tokenizer, score, alpha, zeta, problem.cache))
     count = len(rows.domains)
     return taught_by(
-        problem, rows, "meta", lambda: MetaTeacher(_start(problem), count),
-        meta_loss(problem.tokenizer, count, gamma_1, corruption), epochs=epochs, lr=lr, weights=weights,
+        problem, rows, "meta", lambda: MetaTeacher(_start(problem, seed), count),
+        meta_loss(problem.tokenizer, count, gamma_1, corruption), epochs=epochs, lr=lr, seed=seed, weights=weights,
         settings=dict(gamma_1=float(gamma_1), corruption=corruption),
     )  # fmt: skip
 
@@ -263,40 +266,41 @@ def fit_teacher_single(problem: Problem) -> PreTrainedModel:
 
 
 def fit_teacher_mix(problem: Problem, leave_out: bool = False, stage1_epochs: float | None = None,
-                    stage1_lr: float | None = None) -> PreTrainedModel:
+                    stage1_lr: float | None = None, stage1_seed: int = 0) -> PreTrainedModel:
     """One teacher for the rows of all domains.
 
     Parameters
     ----------
     leave_out: without the target's rows.
     stage1_epochs, stage1_lr: of the teacher; those of the problem if None.
+    stage1_seed: of the teacher.
     """
-    return mix_teacher(problem, pool(problem, leave_out), stage1_epochs, stage1_lr)
+    return mix_teacher(problem, pool(problem, leave_out), stage1_epochs, stage1_lr, stage1_seed)
 
 
 def fit_teacher_mtl(problem: Problem, leave_out: bool = False, stage1_epochs: float | None = None,
-                    stage1_lr: float | None = None) -> PreTrainedModel:
+                    stage1_lr: float | None = None, stage1_seed: int = 0) -> PreTrainedModel:
     """One encoder for all domains with a head for each; the target's model, or the mean of the heads if it was left out.
 
     Parameters
     ----------
-    leave_out, stage1_epochs, stage1_lr: see `fit_teacher_mix`.
+    leave_out, stage1_epochs, stage1_lr, stage1_seed: see `fit_teacher_mix`.
     """
     rows = pool(problem, leave_out)
-    return mtl_teacher(problem, rows, stage1_epochs, stage1_lr).only(rows.target)
+    return mtl_teacher(problem, rows, stage1_epochs, stage1_lr, stage1_seed).only(rows.target)
 
 
 def fit_meta_teacher(
     problem: Problem, gamma_1: float = 0.1, score: str = "class", alpha: float = 0.5, zeta: float | None = None,
     weighted: bool = True, corruption: str = "others", leave_out: bool = False, stage1_epochs: float | None = None,
-    stage1_lr: float | None = None,
+    stage1_lr: float | None = None, stage1_seed: int = 0,
 ) -> PreTrainedModel:  # fmt: skip
     """The meta-teacher as a model of the task (Meta-KD).
 
     Parameters
     ----------
     gamma_1, score, alpha, zeta, weighted, corruption: see `meta_teacher`.
-    leave_out, stage1_epochs, stage1_lr: see `fit_teacher_mix`.
+    leave_out, stage1_epochs, stage1_lr, stage1_seed: see `fit_teacher_mix`.
     """
-    rows = pool(problem, leave_out)
-    return meta_teacher(problem, rows, gamma_1, score, alpha, zeta, weighted, corruption, stage1_epochs, stage1_lr).model
+    parts = gamma_1, score, alpha, zeta, weighted, corruption
+    return meta_teacher(problem, pool(problem, leave_out), *parts, stage1_epochs, stage1_lr, stage1_seed).model

@@ -12,6 +12,7 @@ import numpy as np
 from transformers import PreTrainedModel
 
 from ..knowledge import Problem, pooled_states
+from ..store import Store
 
 # %% ../../nbs/40_prototypes.ipynb #cell-006
 @dataclass(frozen=True)
@@ -156,7 +157,7 @@ SCORES = ("class", "domain", "public")
 
 
 def scores_of(rows, encoder: PreTrainedModel, tokenizer, score: str = "class", alpha: float = 0.5,
-              zeta: float | None = None) -> np.ndarray:
+              zeta: float | None = None, cache: Store | None = None) -> np.ndarray:
     """The transfer score of encoded rows with a column `domain`, `(rows,)`.
 
     Parameters
@@ -164,6 +165,7 @@ def scores_of(rows, encoder: PreTrainedModel, tokenizer, score: str = "class", a
     encoder: its last states, averaged over the tokens, are the embeddings.
     score: prototypes by domain and `class` (the paper's), by `domain`, or the `public` code's score.
     alpha, zeta: see `prototype_scores`.
+    cache: where the embeddings are kept.
 
     Raises
     ------
@@ -172,7 +174,7 @@ def scores_of(rows, encoder: PreTrainedModel, tokenizer, score: str = "class", a
     """
     if score not in SCORES:
         raise ValueError(f"score={score!r} should be one of {', '.join(SCORES)}")
-    embeddings = pooled_states(encoder, rows, tokenizer)[-1]
+    embeddings = pooled_states(encoder, rows, tokenizer, cache=cache)[-1]
     domains, labels = np.array(rows["domain"]), rows["labels"][:]
     if score == "public":
         return public_scores(embeddings, domains)
