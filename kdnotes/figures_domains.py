@@ -77,7 +77,7 @@ def draw_domains(frame: pd.DataFrame, subtitle: str = "", title: str = "") -> "F
         _explain(fig, shown, len(lines) > 0)
     return fig
 
-
+# %% ../nbs/62_figures_domains.ipynb #cell-009b
 def _best(means: pd.DataFrame) -> str:
     students = means[[FAMILIES.get(method, "") != "reference" for method in means.method]]
     if students.empty:
