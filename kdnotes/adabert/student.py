@@ -7,6 +7,7 @@ __all__ = ['AdaBertConfig', 'AdaBert', 'kept_search', 'derive', 'task_words', 't
            'taught_rows', 'fit_adabert_undistilled', 'fit_adabert_random', 'same_cost']
 
 # %% ../../nbs/24_adabert_student.ipynb #cell-003
+import inspect
 import json
 from pathlib import Path
 
@@ -100,6 +101,8 @@ def kept_search(problem: Problem, rows, **settings) -> Search:
     """`search`, kept in the problem's cache under everything that it depends on."""
     if problem.cache is None:
         return search(problem, rows, **settings)
+    parameters = list(inspect.signature(search).parameters.values())[2:]
+    settings = {one.name: one.default for one in parameters if one.name != "checkpoint_every"} | settings
     spec = dict(
         kind="adabert search", **settings, seed=problem.seed, teacher=model_sha256(problem.teacher), task=problem.kind,
         rows=rows_sha256(rows), words=words_sha256(problem.tokenizer), device=problem.teacher.device.type,
