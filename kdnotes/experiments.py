@@ -287,6 +287,8 @@ class Artefact:
 # %% ../nbs/61_experiments.ipynb #cell-028b
 _SMALL_SEARCH = dict(steps=800, search_batch=64, channels=32, max_depth=4)
 _LAPTOP_SEARCH = dict(search_batch=64)
+_BY_HAND = json.dumps(dict(depth=3, edges=[  # what somebody without a search would try: convolutions with a way around each
+    [0, 2, "skip"], [1, 2, "conv3"], [1, 3, "skip"], [2, 3, "conv3"], [2, 4, "skip"], [3, 4, "conv3"]]))  # fmt: skip
 ARTEFACTS = {
     "fig02": Artefact(
         "fig02", "Figure 2: the measured landscape of BERT compression", "fig02_landscape",
@@ -312,7 +314,8 @@ ARTEFACTS = {
         settings={"adabert": {f"beta={beta}": dict(beta=float(beta)) for beta in (0, 1, 16, 64)}
                   | {f"gamma={gamma}": dict(gamma=float(gamma)) for gamma in (0, 0.5, 1)} | {"": {}}
                   | {"start=scratch": dict(start="scratch"), "vocabulary=task": dict(vocabulary="task"),
-                     "copies=4": dict(copies=4), "all rows": dict(rows=100_000)}},
+                     "copies=4": dict(copies=4), "all rows": dict(rows=100_000),
+                     "by hand, all rows": dict(rows=100_000, genotype=_BY_HAND, start="scratch")}},
         overrides={"world": _SMALL_SEARCH, "laptop": _LAPTOP_SEARCH},
     ),
     "fig08": Artefact(
