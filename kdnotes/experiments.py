@@ -251,6 +251,7 @@ class Artefact:
     settings: what a sweep varies, `{method: {setting: overrides}}`; methods without an entry run once.
     real_tasks: further tasks, for profiles with real data.
     overrides: `{profile: overrides}` of this artefact's own sizes; a method gets those that it knows.
+    each: `{profile: {task: overrides}}` of one task, for all methods, such as its domain and sources.
     """
 
     name: str
@@ -265,10 +266,25 @@ class Artefact:
     settings: dict = field(default_factory=dict)
     real_tasks: tuple[str, ...] = ()
     overrides: dict = field(default_factory=dict)
+    each: dict = field(default_factory=dict)
 
 # %% ../nbs/61_experiments.ipynb #cell-028b
 _SMALL_SEARCH = dict(steps=800, search_batch=64, channels=32, max_depth=4)
 _LAPTOP_SEARCH = dict(cnn_epochs=10)
+_L2A = ("majority", "teacher", "teacher_l2a", "undistilled", "kd", "kd_fixed_aug", "kd_source_mix", "l2a")
+_WITHOUT = ("l2a_no_critic", "l2a_no_selector", "l2a_fixed_generator", "l2a_no_source", "l2a_no_generator")
+_SCARCE = {"world": dict(width=96, batch_size=16, epochs=25, teacher_steps=150), "laptop": dict(batch_size=16, epochs=25)}
+_SHOPS = dict(domain="kitchen", sources=("amazon/books", "amazon/dvd", "amazon/electronics"), source_rows=500)
+_TRANSFERS = {
+    "world": {
+        "amazon": _SHOPS | dict(budget=256), "mrpc": dict(domain="kitchen", sources=("qqp",), source_rows=1000, budget=256),
+        "scitail": dict(sources=("mnli/slate", "mnli/telephone"), source_rows=500, budget=256),
+        "rte": dict(sources=("mnli/fiction", "mnli/government"), source_rows=500, budget=256),
+    },
+    "laptop": {"amazon": _SHOPS | dict(budget=64)} | {
+        name: dict(sources=(source,), source_rows=1500, budget=256) for name, source in
+        (("mrpc", "qqp"), ("scitail", "mnli"), ("rte", "mnli"))},
+}  # fmt: skip
 ARTEFACTS = {
     "fig02": Artefact(
         "fig02", "Figure 2: the measured landscape of BERT compression", "fig02_landscape",
@@ -310,6 +326,20 @@ ARTEFACTS = {
         ("adabert", "adabert_random"), {}, claimed="searched on {task}",
         settings={"adabert": {f"searched on {name}": dict(genotype=name, start="scratch") for name in ("sst2", "mrpc", "snips")}},
         overrides={"world": _SMALL_SEARCH, "laptop": _LAPTOP_SEARCH},
+    ),
+    "fig10": Artefact(
+        "fig10", "Figure 10: the parts of L2A", "fig10_l2a", ("majority", "teacher", "undistilled", "l2a"), ("amazon",),
+        ("l2a", "undistilled"), {}, overrides=_SCARCE, each=_TRANSFERS,
+    ),
+    "fig12": Artefact(
+        "fig12", "Figure 12: L2A from source to target", "fig12_l2a_tasks", _L2A + _WITHOUT, ("amazon", "mrpc", "scitail", "rte"),
+        ("l2a", "kd_fixed_aug"), {}, overrides=_SCARCE, each=_TRANSFERS,
+    ),
+    "fig13": Artefact(
+        "fig13", "Figure 13: L2A with more and more target rows", "fig13_l2a_data", _L2A, ("amazon",),
+        ("l2a", "kd_fixed_aug"), {}, claimed="n=64", overrides=_SCARCE, each=_TRANSFERS,
+        settings={method: {f"n={n}": dict(budget=n, epochs=epochs) for n, epochs in ((16, 100), (64, 60), (256, 25), (1024, 8))}
+                  for method in _L2A},
     ),
 }  # fmt: skip
 
@@ -356,13 +386,15 @@ def grid(artefact: str, profile: str = "world", seeds: int | None = None, **over
         raise ValueError(f"seeds={count!r} should be a whole number from 1")
     overrides = wanted.overrides.get(profile, {}) | overrides
     known = {method: overrides.keys() - _foreign(method, wanted.methods) for method in wanted.methods}
+    each = wanted.each.get(profile, {})
     return [
-        make_spec(method, name, seed, profile, setting=setting, **{k: overrides[k] for k in known[method]} | varied)
+        make_spec(method, name, seed, profile, setting=setting,
+                  **each.get(name, {}) | {k: overrides[k] for k in known[method]} | varied)
         for name in wanted.tasks + (wanted.real_tasks if size.source != "world" else ())
         for seed in range(count)
         for method in wanted.methods
         for setting, varied in wanted.settings.get(method, {"": {}}).items()
-        if seed == 0 or method not in UNSEEDED or "budget" in overrides | varied
+        if seed == 0 or method not in UNSEEDED or "budget" in overrides | varied | each.get(name, {})
     ]
 
 # %% ../nbs/61_experiments.ipynb #cell-032

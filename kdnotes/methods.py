@@ -23,6 +23,7 @@ from .columns import Columns, check_rows, read_columns
 from .cost import measure
 from .encoders import HEADS, load, load_encoder, load_tokenizer, make_student
 from .knowledge import Problem
+from .l2a.student import ABLATIONS, fit_kd_fixed_aug, fit_kd_source_mix, fit_l2a, fit_teacher_l2a
 from .landscape.albert import fit_albert
 from .landscape.baselines import fit_bag_of_words, fit_majority
 from .landscape.bilstm import fit_bilstm_soft
@@ -206,6 +207,16 @@ for name, fit, summary in (
 register("adabert", "a small CNN, searched for the task and distilled", "arXiv 2001.04246")(fit_adabert)
 register("adabert_undistilled", "the searched CNN, trained on labels alone", "arXiv 2001.04246")(fit_adabert_undistilled)
 register("adabert_random", "a random CNN of the same cost, distilled", "arXiv 2001.04246")(fit_adabert_random)
+
+# %% ../nbs/60_methods.ipynb #cell-l2a
+for name, (fit, summary) in {
+    "kd_fixed_aug": (fit_kd_fixed_aug, "distillation on target rows and copies with words replaced"),
+    "kd_source_mix": (fit_kd_source_mix, "distillation on target rows and rows of other domains as they are"),
+    "teacher_l2a": (fit_teacher_l2a, "the teacher that L2A has refined"),
+    "l2a": (fit_l2a, "a student of rows that were learned to be made and chosen"),
+    **ABLATIONS,
+}.items():
+    register(name, summary)(fit)
 
 # %% ../nbs/60_methods.ipynb #cbccdaa44
 @register("ladder", "distil, then ONNX Runtime, then 8 bits: one rung on the other")

@@ -16,6 +16,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from .experiments import ARTEFACTS, compute_all, find_artefact, grid
+from .l2a_figures import draw_curve, draw_parts, draw_rows
 from .search_figures import draw_crosstask, draw_tradeoff
 from .figures import compare, draw_ladder, draw_landscape, pooled_contrast, read_table, same_table, save_artefact, table
 from .specs import find_profile
@@ -65,7 +66,7 @@ def _literal(text: str):
 # %% ../nbs/63_reproduce.ipynb #cell-012
 DRAW = {
     "fig02": draw_landscape, "fig02_ladder": draw_ladder, "fig05": draw_tradeoff, "fig08": draw_landscape,
-    "fig08_crosstask": draw_crosstask,
+    "fig08_crosstask": draw_crosstask, "fig10": draw_parts, "fig12": draw_rows, "fig13": draw_curve,
 }
 
 

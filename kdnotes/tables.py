@@ -90,6 +90,9 @@ FAMILIES = {
     "adabert_undistilled": "architecture search", "adabert_random": "architecture search",
     "teacher_single": "reference", "teacher_mix": "reference", "teacher_mtl": "reference", "meta_teacher": "reference",
     "single_tinybert_kd": "distillation", "mix_tinybert_kd": "distillation", "mtl_tinybert_kd": "distillation",
+    "teacher_l2a": "reference", "kd_fixed_aug": "distillation", "kd_source_mix": "distillation", "l2a": "augmentation",
+    "l2a_no_critic": "augmentation", "l2a_no_selector": "augmentation", "l2a_fixed_generator": "augmentation",
+    "l2a_no_source": "augmentation", "l2a_no_generator": "augmentation",
     "multi_mtn_kd": "distillation", "meta_tinybert_kd": "distillation", "meta_distillation": "distillation",
 }
 
@@ -209,7 +212,7 @@ def pooled_contrast(records: Iterable[dict], a: str, b: str, tasks: Iterable[str
 
     Parameters
     ----------
-    setting : of `a`, where it was run in several, `{task}` standing for the task; `b` has none.
+    setting : of `a`, where it was run in several, `{task}` standing for the task; `b` is taken in the same one, or else plain.
     margin : how far below `b` still counts, for a claim that `a` is as good.
 
     Raises
@@ -220,10 +223,11 @@ def pooled_contrast(records: Iterable[dict], a: str, b: str, tasks: Iterable[str
     comparisons = []
     for one in tasks:
         own = setting.format(task=one.name)
-        wanted = {(a, own), (b, "")}
+        wanted = {(a, own), (b, own), (b, "")}
         places = [key for key in groups if key.task == one.name and (key.method, key.setting) in wanted]
         for domain in dict.fromkeys(key.domain for key in places):
-            both = [groups.get(Key(a, one.name, domain, own)), groups.get(Key(b, one.name, domain, ""))]
+            mine = Key(a, one.name, domain, own)
+            both = [groups.get(mine), groups.get(_counterpart(b, mine, groups))]
             if None in both:
                 raise ValueError(f"{a} against {b}: {_name((one.name, domain))} has runs of only one of them")
             comparisons.append(Comparison(one.metrics[0], both[0].labels, *(x.predictions for x in both), one.labels))

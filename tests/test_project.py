@@ -30,7 +30,7 @@ FLOORS = (
      "tables"),
     ("adabert", "l2a", "metakd", "landscape"),
     ("methods", "model_card"),
-    ("specs", "experiments", "figures", "search_figures", "reproduce", "cli"),
+    ("specs", "experiments", "figures", "search_figures", "l2a_figures", "reproduce", "cli"),
 )
 FLOOR = {name: level for level, names in enumerate(FLOORS) for name in names}
 METHOD_ROOMS = FLOORS[2]
