@@ -22,7 +22,7 @@ from transformers import PreTrainedModel, set_seed
 from ..augmentation import model_sha256, rows_sha256, words_sha256
 from ..encoders import make_student
 from ..knowledge import Problem
-from .augment_policy import STATE, AugmentPolicy, policy_loss, row_losses, sample_gains, sample_states
+from .augment_policy import STATE, AugmentPolicy, policy_loss, ranks, row_losses, sample_gains, sample_states
 from .generator import Critic, all_domains, chain, chain_log_probs, fit_generator, mean_states
 from .generator import reconstruction_loss, reinforce
 from ..losses import cross_entropy, kd_loss
@@ -136,7 +136,7 @@ class Loop:
         adam, tables = torch.optim.AdamW, (self.generator.domain.weight, self.generator.label.weight)
         self.optimizers = dict(
             teacher=adam(self.teacher.parameters(), lr=rate), critic=adam(self.critic.parameters(), lr=3e-3),
-            policy=torch.optim.Adam(self.policy.parameters(), lr=0.1), generator=torch.optim.Adam(tables, lr=0.02),
+            policy=torch.optim.Adam(self.policy.parameters(), lr=0.05), generator=torch.optim.Adam(tables, lr=0.02),
             **{f"student{k}": adam(student.parameters(), lr=rate) for k, student in enumerate(self.students)},
         )  # fmt: skip
         self.round, self.history, self.scored, self.kept = 0, [], 0, []
@@ -281,11 +281,10 @@ def reinforce_parts(loop: Loop, made: Samples, gains: torch.Tensor) -> float:
     """One step of policy, critic and generator; returns how often the critic finds samples out."""
     plan, fresh = loop.plan, made.fresh
     loop.follow("policy", policy_loss(loop.policy, made.drawn, made.group, made.states, gains, fresh))
-    score = lambda values: (values - values.mean()) / values.std(correction=0).clamp(min=1e-6)  # noqa: E731
     with torch.no_grad():
-        opinion, advantage = loop.critic(made.pooled), score(gains)
+        opinion, advantage = loop.critic(made.pooled), ranks(gains, fresh)
     if plan.critic:
-        advantage = advantage + score(opinion)
+        advantage = advantage + ranks(opinion, fresh)
         for _ in range(4):
             real = loop.real[torch.randint(len(loop.real), (len(made.pooled),)).to(loop.device)]
             loop.follow("critic", loop.critic.loss(real, made.pooled))
