@@ -40,8 +40,9 @@ class Plan:
     rounds, groups, group_rows: how many rounds, groups in a round, samples in a group.
     refine, learn: steps of the teacher and of each student in a round.
     sampling: temperature of the generator's draws.
-    source, generator, critic, selector, steering: parts that may be taken away (the other domains, the rewriting, the
-        adversary, the choice of samples, the choice of how to write).
+    read: steps in which the generator learns from all rows, before the rounds.
+    cross_domain, generator, critic, selector, steering: parts that may be taken away (the other domains, the rewriting,
+        the adversary, the choice of samples, the choice of how to write).
     """
 
     extra: int = 256
@@ -52,14 +53,15 @@ class Plan:
     refine: int = 10
     learn: int = 6
     sampling: float = 1.0
-    source: bool = True
+    read: int = 200
+    cross_domain: bool = True
     generator: bool = True
     critic: bool = True
     selector: bool = True
     steering: bool = True
 
     def __post_init__(self):
-        for name in ("extra", "rounds", "groups", "group_rows", "refine", "learn", "sampling"):
+        for name in ("extra", "rounds", "groups", "group_rows", "refine", "learn", "sampling", "read"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name}={getattr(self, name)} should be positive")
         if not 0 < self.share <= 1:
@@ -117,10 +119,10 @@ class Loop:
     def __init__(self, problem: Problem, plan: Plan, shape: dict, alpha: float, temperature: float):
         self.problem, self.plan, self.alpha, self.temperature = problem, plan, alpha, temperature
         self.device = Accelerator(cpu=problem.teacher.device.type == "cpu").device
-        rows = all_domains(problem, plan.source)
+        rows = all_domains(problem, plan.cross_domain)
         self.rows, self.targets, self.known = list(rows), len(problem.train), set()
         self.options = plan.options(len(self.rows) > self.targets)
-        self.generator = fit_generator(problem, source=plan.source).to(self.device)
+        self.generator = fit_generator(problem, plan.read, source=plan.cross_domain).to(self.device)
         set_seed(problem.seed)
         self.folds, names = folds(problem), problem.tokenizer.model_input_names
         self.held = [self.collate(held) for _, held in self.folds]
@@ -454,7 +456,7 @@ def loop_spec(problem: Problem, plan: Plan, shape: dict, alpha: float, temperatu
     """Everything that the loop depends on."""
     encoder = copy.deepcopy(problem.encoder.base_model)
     encoder.pooler = None  # drawn anew when a checkpoint has none
-    parts = dict(train=problem.train, select=problem.select, source=problem.source if plan.source else None)
+    parts = dict(train=problem.train, select=problem.select, source=problem.source if plan.cross_domain else None)
     return dict(
         kind="l2a", plan=vars(plan), shape=shape, alpha=alpha, temperature=temperature, labels=list(problem.labels),
         task=problem.kind, words=words_sha256(problem.tokenizer), teacher=model_sha256(problem.teacher),

@@ -55,15 +55,17 @@ def distilled(problem: Problem, teacher: PreTrainedModel, more, shape: dict, alp
 # %% ../../nbs/33_l2a_student.ipynb #g33-007
 def fit_l2a(
     problem: Problem, extra: int = 256, share: float = 0.5, rounds: int = 20, groups: int = 4, group_rows: int = 8,
-    refine: int = 10, learn: int = 6, sampling: float = 1.0, source: bool = True, generator: bool = True, critic: bool = True,
-    selector: bool = True, steering: bool = True, gives: str = "student", alpha: float = 0.9, temperature: float = 2.0,
-    layers: int = 4, width: int | None = None, heads: int | None = None, inner: int | None = None, init: str = "layers",
+    refine: int = 10, learn: int = 6, sampling: float = 1.0, read: int = 200, cross_domain: bool = True, generator: bool = True,
+    critic: bool = True, selector: bool = True, steering: bool = True, gives: str = "student", alpha: float = 0.9,
+    temperature: float = 2.0, layers: int = 4, width: int | None = None, heads: int | None = None, inner: int | None = None,
+    init: str = "layers",
 ) -> PreTrainedModel:  # fmt: skip
     """A student of few target rows and of samples that were learned to be made and chosen (L2A, as in its abstract and the talk).
 
     Parameters
     ----------
-    extra, share, rounds, groups, group_rows, refine, learn, sampling, source, generator, critic, selector, steering: see `Plan`.
+    extra, share, rounds, groups, group_rows, refine, learn, sampling, read: see `Plan`.
+    cross_domain, generator, critic, selector, steering: parts that may be taken away, see `Plan`.
     gives: `student`, or the refined `teacher`.
     alpha, temperature: of the distillation, see `kdnotes.methods.fit_kd`.
     layers, width, heads, inner, init: the student, see `make_student`.
@@ -75,7 +77,8 @@ def fit_l2a(
     """
     if gives not in ("student", "teacher"):
         raise ValueError(f"gives={gives!r} should be 'student' or 'teacher'")
-    plan = Plan(extra, share, rounds, groups, group_rows, refine, learn, sampling, source, generator, critic, selector, steering)
+    parts = cross_domain, generator, critic, selector, steering
+    plan = Plan(extra, share, rounds, groups, group_rows, refine, learn, sampling, read, *parts)
     student_config(problem.encoder.config, layers, width, heads, inner)
     shape = dict(layers=layers, width=width, heads=heads, inner=inner, init=init)
     learned = learn_to_augment(problem, plan, shape, alpha, temperature)
@@ -135,9 +138,9 @@ def fit_kd_source_mix(
         raise ValueError(f"extra={extra}, rounds={rounds} and refine={refine} should be positive")
     shape = dict(layers=layers, width=width, heads=heads, inner=inner, init=init)
     rows = all_domains(problem).remove_columns("domain")
-    others = rows.select(range(len(problem.train), len(rows)))
-    if not len(others):
+    if len(rows) == len(problem.train):
         return distilled(problem, problem.teacher, None, shape, alpha, temperature)
+    others = rows.select(range(len(problem.train), len(rows)))
     teacher = mixed_teacher(problem, list(others), rounds * refine)
     order = torch.randperm(len(others), generator=torch.Generator().manual_seed(problem.seed))[:extra].tolist()
     return distilled(problem, teacher, others.select(order), shape, alpha, temperature)
@@ -163,6 +166,6 @@ ABLATIONS = {
     "l2a_no_critic": (partial(fit_l2a, critic=False), "L2A without the adversary"),
     "l2a_no_selector": (partial(fit_l2a, selector=False), "L2A that keeps random samples, as many"),
     "l2a_fixed_generator": (partial(fit_l2a, steering=False), "L2A with fixed corruption"),
-    "l2a_no_source": (partial(fit_l2a, source=False), "L2A that sees no other domain"),
+    "l2a_no_source": (partial(fit_l2a, cross_domain=False), "L2A that sees no other domain"),
     "l2a_no_generator": (partial(fit_l2a, generator=False), "L2A that chooses among the source's rows as they are"),
 }
