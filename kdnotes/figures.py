@@ -29,7 +29,8 @@ if TYPE_CHECKING:
 # %% ../nbs/62_figures.ipynb #cell-010
 COLOURS = {
     "reference": "#4D4D4D", "no distillation": "#E69F00", "distillation": "#0072B2", "recurrent student": "#009E73",
-    "quantisation": "#CC79A7", "parameter sharing": "#56B4E9", "architecture search": "#D55E00", "other": "#999999",
+    "quantisation": "#CC79A7", "parameter sharing": "#56B4E9", "architecture search": "#D55E00", "augmentation": "#882255",
+    "other": "#999999",
 }
 
 

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['METHODS', 'LATENCY_LENGTH', 'Method', 'register', 'find_method', 'typed', 'check_settings', 'fit_teacher',
-           'fit_undistilled', 'fit_kd', 'fit_ladder', 'Columns', 'read_columns', 'check_rows', 'fine_tune', 'Card',
-           'make_card', 'check_teacher', 'read_source', 'distill']
+           'fit_undistilled', 'fit_kd', 'fit_ladder', 'fine_tune', 'Card', 'make_card', 'check_teacher', 'read_source',
+           'distill']
 
 # %% ../nbs/60_methods.ipynb #cell-003
 import inspect
@@ -19,9 +19,11 @@ from transformers import AutoModel, PreTrainedModel, set_seed
 
 from .adabert.student import fit_adabert, fit_adabert_random, fit_adabert_undistilled
 from .augmentation import model_sha256, rows_sha256
+from .columns import Columns, check_rows, read_columns
 from .cost import measure
 from .encoders import HEADS, load, load_encoder, load_tokenizer, make_student
 from .knowledge import Problem
+from .l2a.student import ABLATIONS, fit_kd_fixed_aug, fit_kd_source_mix, fit_l2a, fit_teacher_l2a
 from .landscape.albert import fit_albert
 from .landscape.baselines import fit_bag_of_words, fit_majority
 from .landscape.bilstm import fit_bilstm_soft
@@ -206,6 +208,16 @@ register("adabert", "a small CNN, searched for the task and distilled", "arXiv 2
 register("adabert_undistilled", "the searched CNN, trained on labels alone", "arXiv 2001.04246")(fit_adabert_undistilled)
 register("adabert_random", "a random CNN of the same cost, distilled", "arXiv 2001.04246")(fit_adabert_random)
 
+# %% ../nbs/60_methods.ipynb #cell-l2a
+for name, (fit, summary) in {
+    "kd_fixed_aug": (fit_kd_fixed_aug, "distillation on target rows and copies with words replaced"),
+    "kd_source_mix": (fit_kd_source_mix, "distillation on target rows and rows of other domains as they are"),
+    "teacher_l2a": (fit_teacher_l2a, "the teacher that L2A has refined"),
+    "l2a": (fit_l2a, "a student of rows that were learned to be made and chosen"),
+    **ABLATIONS,
+}.items():
+    register(name, summary)(fit)
+
 # %% ../nbs/60_methods.ipynb #cbccdaa44
 @register("ladder", "distil, then ONNX Runtime, then 8 bits: one rung on the other")
 def fit_ladder(
@@ -231,75 +243,6 @@ def fit_ladder(
         raise ValueError(f"base={base!r} makes no transformer student, expected one of {able}")
     settings = check_settings(chosen, {name: value for name, value in shape.items() if name in chosen.settings})
     return climb(problem, rung, lambda problem: chosen.fit(problem, **settings), f"{base} {settings}")
-
-# %% ../nbs/60_methods.ipynb #cell-016
-@dataclass(frozen=True)
-class Columns:
-    """Which columns of a data set are text and label, and what the label ids mean."""
-
-    text: tuple[str, ...]
-    label: str
-    labels: tuple[str, ...]
-    kind: str
-
-
-def read_columns(data, text=None, label: str = "label", labels=None, kind: str | None = None) -> Columns:
-    """The columns of a `datasets.Dataset`, worked out where they are not given.
-
-    Parameters
-    ----------
-    text: name or names of the text columns; every string column if None.
-    label: column of label ids.
-    labels: label names in id order; from the `ClassLabel` feature, or `"0", "1", ...`, if None.
-    kind: `single`, `pair` or `tokens`; by the number of text columns if None.
-
-    Raises
-    ------
-    ValueError
-        A column is missing, there is no or more than two text columns, a label is out of range, or one class is all.
-    """
-    features = data.features
-    words = (lambda f: getattr(f, "feature", None)) if kind == "tokens" else (lambda f: f)
-    strings = [n for n, f in features.items() if getattr(words(f), "dtype", "") in ("string", "large_string") and n != label]
-    text = (text,) if isinstance(text, str) else tuple(text or strings)
-    for column in (*text, label):
-        if column not in features:
-            raise ValueError(f"the data has no column {column!r}, only {', '.join(features)}")
-    kind = kind or {1: "single", 2: "pair"}.get(len(text), "")
-    if kind not in HEADS:
-        raise ValueError(f"expected one or two text columns, found {len(text)}: name them with text=(...)")
-    if not len(data):
-        raise ValueError("the data has no rows")
-    ids = set(data[label]) if kind != "tokens" else {i for row in data[label] for i in row}
-    wrong = [i for i in ids if not isinstance(i, int)]
-    if wrong:
-        raise ValueError(f"column {label!r} holds {wrong[0]!r}, expected label ids: see Dataset.class_encode_column")
-    labels = tuple(labels or getattr(features[label], "names", None) or map(str, range(max(ids) + 1)))
-    if not all(0 <= i < len(labels) for i in ids):
-        raise ValueError(f"column {label!r} holds ids {min(ids)} to {max(ids)}, expected 0 to {len(labels) - 1}")
-    if len(ids) < 2:
-        raise ValueError(f"column {label!r} holds only the label {labels[ids.pop()]!r}, expected two or more")
-    return Columns(text, label, labels, kind)
-
-
-def check_rows(columns: Columns, **parts) -> None:
-    """Refuse rows to choose or to report on, by name, that are not of the columns and labels of `train`.
-
-    Raises
-    ------
-    ValueError
-        A part has no rows, lacks a column, or holds a label that is none.
-    """
-    for name, rows in parts.items():
-        if rows is None:
-            continue
-        if missing := [column for column in (*columns.text, columns.label) if column not in rows.column_names]:
-            raise ValueError(f"{name} has no column {missing[0]!r}, only {', '.join(rows.column_names)}")
-        if not len(rows):
-            raise ValueError(f"{name} has no rows")
-        ids = rows[columns.label] if columns.kind != "tokens" else (i for row in rows[columns.label] for i in row)
-        if wrong := [i for i in ids if not isinstance(i, int) or not 0 <= i < len(columns.labels)]:
-            raise ValueError(f"{name} holds the label {wrong[0]!r}, expected ids 0 to {len(columns.labels) - 1}")
 
 # %% ../nbs/60_methods.ipynb #cell-020
 def fine_tune(

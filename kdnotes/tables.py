@@ -90,6 +90,9 @@ FAMILIES = {
     "adabert_undistilled": "architecture search", "adabert_random": "architecture search",
     "teacher_single": "reference", "teacher_mix": "reference", "teacher_mtl": "reference", "meta_teacher": "reference",
     "single_tinybert_kd": "distillation", "mix_tinybert_kd": "distillation", "mtl_tinybert_kd": "distillation",
+    "teacher_l2a": "reference", "kd_fixed_aug": "distillation", "kd_source_mix": "distillation", "l2a": "augmentation",
+    "l2a_no_critic": "augmentation", "l2a_no_selector": "augmentation", "l2a_fixed_generator": "augmentation",
+    "l2a_no_source": "augmentation", "l2a_no_generator": "augmentation",
     "multi_mtn_kd": "distillation", "meta_tinybert_kd": "distillation", "meta_distillation": "distillation",
 }
 

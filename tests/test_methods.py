@@ -13,8 +13,9 @@ from transformers import AutoModelForSequenceClassification, set_seed
 
 import kdnotes
 from kdnotes import methods
+from kdnotes.columns import read_columns
 from kdnotes.encoders import make_student, small_bert, word_tokenizer
-from kdnotes.methods import METHODS, distill, fine_tune, read_columns
+from kdnotes.methods import METHODS, distill, fine_tune
 
 WORDS = "good bad not very film book".split()
 TOKENIZER = word_tokenizer(WORDS)

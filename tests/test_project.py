@@ -26,7 +26,8 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 # A module imports from its own floor or one below, never from one above.
 FLOORS = (
     ("tasks", "splits", "worlds", "store", "metrics"),
-    ("encoders", "losses", "attention", "augmentation", "training", "cache", "knowledge", "cost", "demo", "export", "tables"),
+    ("encoders", "columns", "losses", "attention", "augmentation", "training", "cache", "knowledge", "cost", "demo", "export",
+     "tables"),
     ("adabert", "l2a", "metakd", "landscape"),
     ("methods", "model_card"),
     ("specs", "published", "experiments", "figures", "search_figures", "figures_domains", "architecture", "reproduce", "cli"),
