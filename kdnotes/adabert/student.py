@@ -97,12 +97,15 @@ AutoModelForSequenceClassification.register(AdaBertConfig, AdaBert)
 AutoModelForTokenClassification.register(AdaBertConfig, AdaBert)  # the same class: its config says which kind it is
 
 # %% ../../nbs/24_adabert_student.ipynb #cell-017
+_DEFAULTS = {name: one.default for name, one in inspect.signature(search).parameters.items()
+             if name not in ("problem", "rows", "checkpoint_every")}  # fmt: skip
+
+
 def kept_search(problem: Problem, rows, **settings) -> Search:
     """`search`, kept in the problem's cache under everything that it depends on."""
     if problem.cache is None:
         return search(problem, rows, **settings)
-    parameters = list(inspect.signature(search).parameters.values())[2:]
-    settings = {one.name: one.default for one in parameters if one.name != "checkpoint_every"} | settings
+    settings = _DEFAULTS | settings
     spec = dict(
         kind="adabert search", **settings, seed=problem.seed, teacher=model_sha256(problem.teacher), task=problem.kind,
         rows=rows_sha256(rows), words=words_sha256(problem.tokenizer), device=problem.teacher.device.type,
