@@ -345,6 +345,7 @@ _MKD_LAPTOP = dict(rows=500, source_rows=500, teacher_rows=500, epochs=2, lr=5e-
                    teacher_batch=32, teacher_epochs=2, teacher_steps=0, teacher_lr=1e-4)  # fmt: skip
 _MKD = dict(overrides={"world": _MKD_WORLD, "laptop": _MKD_LAPTOP}, domains={name: task(name).domains for name in META_KD})
 _FLAT = dict(flat=True)
+_ONE_PART = {"no adversary": dict(gamma_1=0.0), "equal weights": dict(weighted=False)}  # with both it is the mixed teacher
 
 
 def _table_of(name: str, title: str, notebook: str, of: str, **world) -> Artefact:
@@ -352,7 +353,7 @@ def _table_of(name: str, title: str, notebook: str, of: str, **world) -> Artefac
     return Artefact(
         name, title, notebook, ("majority", "teacher", "undistilled", *META_KD[of]), (of,),
         ("meta_distillation", "mix_tinybert_kd"), in_domains(of, META_KD[of]),
-        controls={"meta_distillation": {"": {}, "flat sources": _FLAT}},
+        controls={"meta_distillation": {"": {}, "flat sources": _FLAT}, "meta_teacher": _ONE_PART},
         **_MKD | dict(overrides={"world": _MKD_WORLD | world, "laptop": _MKD_LAPTOP}),
     )  # fmt: skip
 

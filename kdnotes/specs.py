@@ -189,7 +189,7 @@ def overrides(spec: dict) -> dict:
     """What to give `make_spec`, besides method, task, seed and profile, to get a spec again."""
     base = make_spec(spec["method"], spec["task"], spec["seed"], spec["profile"])
     names = {field.name for field in fields(Profile)} | {"domain", "setting", "budget", "sources", "source_rows"}
-    changed = {name: spec[name] for name in names & spec.keys() if spec[name] != base.get(name)}
+    changed = {name: spec[name] for name in spec if name in names and spec[name] != base.get(name)}
     if "max_length" in changed and spec["task"] in LONG_TASKS:
         changed["long_length"] = changed.pop("max_length")
     if spec.get("world_encoder") != base.get("world_encoder"):
