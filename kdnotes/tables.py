@@ -259,8 +259,9 @@ def read_table(path: str | Path | io.StringIO) -> pd.DataFrame:
 
 
 def same_table(a: pd.DataFrame, b: pd.DataFrame) -> bool:
-    """Whether two tables have the same bytes but for latency and speed, which no two runs share."""
-    return table_text(a.assign(**dict.fromkeys(TIMED))) == table_text(b.assign(**dict.fromkeys(TIMED)))
+    """Whether two tables have the same bytes but for latency and speed, which no two runs share, and the note on them."""
+    blank = dict.fromkeys([*TIMED, "note"])
+    return table_text(a.assign(**blank)) == table_text(b.assign(**blank))
 
 # %% ../nbs/14_tables.ipynb #cell-038
 def compare(ours: pd.DataFrame, committed: pd.DataFrame) -> pd.DataFrame:
