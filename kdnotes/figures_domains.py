@@ -179,12 +179,13 @@ def _draw_scarce(axes, domain: str, rows: pd.DataFrame) -> None:
         ax.minorticks_off()
 
 # %% ../nbs/62_figures_domains.ipynb #cell-fr-i
-def difference(records: Iterable[dict], a: tuple[str, str], *others: tuple[str, str]) -> Interval:
-    """How far a row scores above others on the headline metric, pooled over tasks, domains and the others.
+def difference(records: Iterable[dict], a: tuple[str, str], *others: tuple[str, str], metric: str = "") -> Interval:
+    """How far a row scores above others on a metric, pooled over tasks, domains and the others.
 
     Parameters
     ----------
     a, others : method and setting of each; a domain counts for those that were run there.
+    metric : the headline of each task if empty.
 
     Raises
     ------
@@ -195,7 +196,7 @@ def difference(records: Iterable[dict], a: tuple[str, str], *others: tuple[str, 
         for b in others if (key.method, key.setting) == a else ():
             if other := groups.get(Key(b[0], key.task, key.domain, b[1])):
                 one = task(key.task)
-                found.append(Comparison(one.metrics[0], mine.labels, mine.predictions, other.predictions, one.labels))
+                found.append(Comparison(metric or one.metrics[0], mine.labels, mine.predictions, other.predictions, one.labels))
     if not found:
         raise ValueError(f"{' '.join(a).strip()} and {', '.join(' '.join(b).strip() for b in others)}: nowhere were both run")
     return pooled_difference(found)

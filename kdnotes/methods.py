@@ -371,7 +371,7 @@ def read_source(source, domain: str, target: str, tokenizer, columns: Columns, m
 def distill(
     teacher, train, select, method: str = "kd", *, text=None, label: str = "label", labels=None, kind: str | None = None,
     tokenizer=None, encoder=None, metric: str = "accuracy", max_length: int = 64, seed: int = 0, epochs: float = 4,
-    lr: float = 5e-5, batch_size: int = 32, evaluations: int = 1, patience: int | None = None, bf16: bool = False,
+    lr: float = 5e-5, batch_size: int = 32, evaluations: float = 1, patience: int | None = None, bf16: bool = False,
     source=None, domain: str = "domain", target: str = "target", report=None, card: bool = True, folder: Path | None = None,
     cache: Store | None = None, progress: bool = False, **settings,
 ) -> PreTrainedModel:  # fmt: skip

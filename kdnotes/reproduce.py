@@ -19,6 +19,7 @@ from pathlib import Path
 from .architecture import draw_meta_kd
 from .experiments import ARTEFACTS, compute_all, find_artefact, grid
 from .figures_domains import draw_domains, draw_fraction
+from .l2a_figures import draw_l2a, draw_scarcity, draw_targets
 from .search_figures import draw_crosstask, draw_tradeoff
 from .figures import compare, draw_ladder, draw_landscape, pooled_contrast, read_table, same_table, save_artefact, table
 from .specs import find_profile
@@ -68,7 +69,8 @@ def _literal(text: str):
 # %% ../nbs/63_reproduce.ipynb #cell-012
 DRAW = {
     "fig02": draw_landscape, "fig02_ladder": draw_ladder, "fig05": draw_tradeoff, "fig08": draw_landscape,
-    "fig08_crosstask": draw_crosstask, "fig14": draw_meta_kd, "fig15": draw_domains, "fig16": draw_domains,
+    "fig08_crosstask": draw_crosstask, "fig10": draw_l2a, "fig12": draw_targets, "fig13": draw_scarcity,
+    "fig14": draw_meta_kd, "fig15": draw_domains, "fig16": draw_domains,
     "fig17_zeroshot": partial(draw_domains, title="A target domain that no teacher has seen"), "fig17_fraction": draw_fraction,
 }
 
@@ -78,7 +80,7 @@ def tabulate(artefact: str, profile: str, records: list[dict]):
     wanted, real = find_artefact(artefact), find_profile(profile).source != "world"
     tasks, (a, b) = wanted.tasks + (wanted.real_tasks if real else ()), wanted.contrast
     frame = table(records, artefact, profile, tasks, wanted.methods, b, wanted.published if real else None)
-    return frame, pooled_contrast(records, a, b, tasks, wanted.claimed, wanted.margin)
+    return frame, pooled_contrast(records, a, b, tasks, wanted.claimed, wanted.margin, wanted.metric)
 
 
 def render(artefact: str, profile: str, records: list[dict], folder: Path, made: dict) -> Path:

@@ -108,7 +108,8 @@ def encoder_spec(changes: dict | None = None) -> dict:
 # %% ../nbs/60_specs.ipynb #cell-012
 def make_spec(
     method: str, task_name: str, seed: int = 0, profile: str = "world", domain: str = "", setting: str = "",
-    world_encoder: dict | None = None, budget: int = 0, sources: tuple[str, ...] = (), source_rows: int = 0, **overrides,
+    world_encoder: dict | None = None, budget: int = 0, sources: tuple[str, ...] = (), source_rows: int = 0,
+    evaluations: float = 1.0, **overrides,
 ) -> dict:  # fmt: skip
     """Everything that the result of a run depends on.
 
@@ -121,6 +122,7 @@ def make_spec(
     budget: how many labelled rows there are to train and to select on together, drawn anew for every seed; all if 0.
     sources: other domains to learn from, each `task` or `task/domain`.
     source_rows: at most so many rows of each; all if 0.
+    evaluations: how many times an epoch a student is scored on `select`; below 1 for many short epochs.
     overrides: entries of the profile, or settings of the method.
 
     Raises
@@ -143,12 +145,19 @@ def make_spec(
     numbers["max_length"] = size.long_length if task_name in LONG_TASKS else size.max_length
     made = dict(world_encoder=encoder_spec(world_encoder)) if size.encoder == "world" else {}
     made |= dict(budget=budget) if budget else {}
+    made |= dict(evaluations=_positive(evaluations)) if evaluations != 1 else {}
     made |= _source_spec(tuple(sources), source_rows, size.source, this, domain) if sources else {}
     return made | dict(
         method=method, task=this.name, domain=domain, setting=setting, seed=seed, profile=profile, **numbers,
         data=_data(this, size.source), device="cuda" if torch.cuda.is_available() else "cpu",
         settings=check_settings(chosen, shape | own),
     )  # fmt: skip
+
+
+def _positive(evaluations: float) -> float:
+    if isinstance(evaluations, bool) or not isinstance(evaluations, (int, float)) or not evaluations > 0:
+        raise ValueError(f"evaluations={evaluations!r} should be a number above 0")
+    return float(evaluations)
 
 # %% ../nbs/60_specs.ipynb #5e0a0007
 MERGED = {("qqp", "mrpc"): (0, 1), ("mnli", "scitail"): (0, 1, 1), ("mnli", "rte"): (0, 1, 1), ("mnli", "qnli"): (0, 1, 1)}
@@ -176,8 +185,9 @@ def _source_spec(sources: tuple[str, ...], rows: int, origin: str, target, domai
     for name in sources:
         of, _, part = name.partition("/")
         this = task(of)
-        if part and part not in this.domains:
-            raise ValueError(f"source {name!r}: task {of!r} has the domains {', '.join(this.domains) or 'none'}")
+        known = this.domains or (worlds.LEXICONS if origin == "world" and this.kind == "pair" else ())
+        if part and part not in known:
+            raise ValueError(f"source {name!r}: task {of!r} has the domains {', '.join(known) or 'none'}")
         if of == target.name and part == domain:
             raise ValueError(f"source {name!r} is the target itself")
         common_labels(this, target)
@@ -188,7 +198,7 @@ def _source_spec(sources: tuple[str, ...], rows: int, origin: str, target, domai
 def overrides(spec: dict) -> dict:
     """What to give `make_spec`, besides method, task, seed and profile, to get a spec again."""
     base = make_spec(spec["method"], spec["task"], spec["seed"], spec["profile"])
-    names = {field.name for field in fields(Profile)} | {"domain", "setting", "budget", "sources", "source_rows"}
+    names = {field.name for field in fields(Profile)} | {"domain", "setting", "budget", "sources", "source_rows", "evaluations"}
     changed = {name: spec[name] for name in spec if name in names and spec[name] != base.get(name)}
     if "max_length" in changed and spec["task"] in LONG_TASKS:
         changed["long_length"] = changed.pop("max_length")

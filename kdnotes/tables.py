@@ -207,12 +207,13 @@ def verdict(difference: Interval) -> str:
 
 
 def pooled_contrast(records: Iterable[dict], a: str, b: str, tasks: Iterable[str | Task], setting: str = "",
-                    margin: float = 0.0) -> str:
-    """Say in one line whether `a` scores above `b`, pooled over tasks and domains on the headline metrics.
+                    margin: float = 0.0, metric: str = "") -> str:
+    """Say in one line whether `a` scores above `b`, pooled over tasks and domains.
 
     Parameters
     ----------
     setting : of `a`, where it was run in several, `{task}` standing for the task; `b` is taken in the same one, or else plain.
+    metric : the headline of each task if empty.
     margin : how far below `b` still counts, for a claim that `a` is as good.
 
     Raises
@@ -230,7 +231,7 @@ def pooled_contrast(records: Iterable[dict], a: str, b: str, tasks: Iterable[str
             both = [groups.get(mine), groups.get(_counterpart(b, mine, groups))]
             if None in both:
                 raise ValueError(f"{a} against {b}: {_name((one.name, domain))} has runs of only one of them")
-            comparisons.append(Comparison(one.metrics[0], both[0].labels, *(x.predictions for x in both), one.labels))
+            comparisons.append(Comparison(metric or one.metrics[0], both[0].labels, *(x.predictions for x in both), one.labels))
     if not comparisons:
         raise ValueError(f"{a} against {b}: no runs of them on {', '.join(one.name for one in tasks)}")
     found = pooled_difference(comparisons)

@@ -261,7 +261,7 @@ def check_training(folder: Path | None = None, **numbers) -> None:
 # %% ../nbs/08_training.ipynb #cell-031
 def train(
     model, train, select, tokenizer, *, objective: Callable | None = None, metric: str = "accuracy", label_names=None,
-    epochs: float = 3, lr: float = 5e-5, batch_size: int = 32, evaluations: int = 1, patience: int | None = None,
+    epochs: float = 3, lr: float = 5e-5, batch_size: int = 32, evaluations: float = 1, patience: int | None = None,
     seed: int = 0, bf16: bool = False, folder: Path | None = None, collate: Callable | None = None, progress: bool = False,
 ) -> list[dict]:  # fmt: skip
     """Minimise an objective on `train` in place, keep the weights that score best on `select`, return the log.
@@ -271,7 +271,7 @@ def train(
     train, select: encoded rows (`encode`); `select` may be None, then the last weights are kept.
     objective: `(model, batch) -> loss`; plain cross-entropy if None.
     metric: what is scored on `select`, a name of `kdnotes.metrics`.
-    evaluations: how many times an epoch is evaluated and checkpointed.
+    evaluations: how many times an epoch is evaluated and checkpointed; below 1 for many short epochs.
     patience: stop after this many evaluations without a better score; never if None.
     bf16: bfloat16 autocast; faster on processors that have it, worth it from a width of about 256.
     folder: where checkpoints live; a killed run resumes from them to the same weights.
@@ -287,7 +287,7 @@ def train(
     if not len(train):
         raise ValueError("train has no rows")
     steps = -(-len(train) // batch_size)
-    every = -(-steps // evaluations)
+    every = int(-(-steps // evaluations))
     strategy = "steps" if select is not None else "no"
     with nullcontext(folder) if folder is not None else tempfile.TemporaryDirectory() as place:
         arguments = TrainingArguments(

@@ -10,16 +10,17 @@ import torch
 from datasets import Dataset, concatenate_datasets
 from transformers import set_seed
 
-from kdnotes import experiments, worlds
+from kdnotes import experiments, specs, worlds
 from kdnotes.encoders import make_student, small_bert, word_tokenizer
 from kdnotes.knowledge import Problem
 from kdnotes.l2a import l2a
 from kdnotes.l2a.augment_policy import AugmentPolicy, group_rewards, policy_loss, sample_gains
 from kdnotes.l2a.generator import Generator, Words, chain, chain_log_probs, corrupt, fit_generator, reinforce, transition
 from kdnotes.l2a.l2a import Loop, Plan, folds, learn_to_augment, play_round, row_keys
+from kdnotes.l2a.source_teacher import source_teacher
 from kdnotes.l2a.student import ABLATIONS, fit_kd_fixed_aug, fit_kd_source_mix, fit_l2a, fit_teacher_l2a, same_steps
 from kdnotes.methods import METHODS, distill, fit_kd
-from kdnotes.store import Store
+from kdnotes.store import Store, address
 from kdnotes.training import Collate, encode
 
 NAMES = ("kitchen", "books", "dvd")
@@ -27,7 +28,7 @@ WORLD = worlds.world("sentiment", domains=NAMES, noise=0.0)
 PAIRS = worlds.world("paraphrase", domains=NAMES, noise=0.0)
 TOKENIZER = word_tokenizer(sorted({*WORLD.vocabulary(), *PAIRS.vocabulary()}))
 SHAPE = dict(layers=1, width=16)
-QUICK = dict(rounds=2, groups=2, group_rows=4, refine=1, learn=1, read=2, extra=8)
+QUICK = dict(warm=2, rounds=2, groups=2, group_rows=4, refine=1, learn=1, read=2, extra=8)
 
 
 def raw(domain, n, seed=0):
@@ -125,6 +126,49 @@ def test_the_probability_of_a_chain_is_that_of_what_it_drew():
             total[row] += said[group, word].detach()
             count[row] += 1
     assert torch.allclose(chain_log_probs(made, batch, moves, zero), total / count.clamp(min=1), atol=1e-5)
+
+
+def test_a_transition_that_would_lose_is_refused():
+    """A worth that no change can keep refuses all, one that all changes keep refuses none, and refused words do not count."""
+    batch, _ = pairs(20)
+    made, zero, half = generator(), torch.zeros(20, dtype=int), torch.full((20,), 0.5)
+    same = lambda given: (given["input_ids"] == batch["input_ids"]).all(1)  # noqa: E731
+    for worth, taken in ((lambda given: 1e6 * same(given), False), (lambda given: torch.zeros(20), True)):
+        torch.manual_seed(0)
+        after, moves = transition(made, batch, zero, half, worth=worth)
+        assert torch.equal(after["input_ids"], batch["input_ids"]) is not taken
+        assert bool(chain_log_probs(made, batch, moves, zero).any()) is taken
+
+
+def test_a_refusing_chain_draws_from_the_product_of_generator_and_worth():
+    """One masked word, two values of worth: the share of rows whose word is worth more is what the product says."""
+    words, rows = ("sturdy", "flimsy"), 4000
+    ids = torch.tensor([TOKENIZER("the lid is sturdy")["input_ids"]]).repeat(rows, 1)
+    batch = dict(input_ids=ids, attention_mask=torch.ones_like(ids), labels=torch.zeros(rows, dtype=int))
+    made, (good, bad) = generator(), (TOKENIZER.vocab[word] for word in words)
+    made.words.whole[:] = False
+    made.words.whole[[good, bad]] = True  # only these may be said, and so only this place is masked
+    strength, steps = torch.full((rows,), 0.9), torch.full((rows,), 8)
+    worth = lambda given: 1.5 * (given["input_ids"] == bad).any(1)  # noqa: E731
+    torch.manual_seed(0)
+    share = {}
+    for name, value in (("plain", None), ("worth", worth)):
+        after, _ = chain(made, batch, torch.zeros(rows, dtype=int), strength, steps, worth=value)
+        share[name] = (after["input_ids"] == bad).any(1).float().mean().item()
+    odds = lambda p: p / (1 - p)  # noqa: E731
+    assert abs(np.log(odds(share["worth"]) / odds(share["plain"])) - 1.5) < 0.15, share
+
+
+def test_words_that_only_others_say_are_masked_first():
+    batch, _ = pairs(60)
+    made, zero, lid = generator(), torch.zeros(60, dtype=int), TOKENIZER.vocab["the"]
+    with torch.no_grad():
+        made.domain.weight[1, lid] = 20.0
+    torch.manual_seed(0)
+    _, moves = transition(made, batch, zero, torch.full((60,), 0.05), passes=1)
+    masked = moves[0].made.ids == TOKENIZER.mask_token_id
+    said = batch["input_ids"] == lid
+    assert masked[said].float().mean() > 0.95 and masked[~said].float().mean() < 0.15
 
 
 def test_chains_from_different_starts_end_in_the_same_distribution():
@@ -243,6 +287,13 @@ def test_the_policy_finds_the_better_samples_and_random_gains_teach_it_nothing()
 # --- the loop ---------------------------------------------------------------------------------------------------------
 
 
+def test_a_teacher_that_has_seen_the_sources_is_found_again(tmp_path):
+    given, store = problem(), Store(tmp_path)
+    first, again = (source_teacher(problem(cache=store), 3) for _ in range(2))
+    assert equal(first, again) and equal(first, source_teacher(given, 3)) and not equal(first, given.teacher)
+    assert not equal(first, source_teacher(given, 3, lr=1e-2)) and equal(source_teacher(problem(source=0), 3), given.teacher)
+
+
 def test_without_manipulation_and_with_all_kept_the_student_is_that_of_plain_distillation():
     """No step of the chain, begun at the target, everything kept: no sample is news, and the student is kd's bit for bit."""
     given = problem()
@@ -296,12 +347,12 @@ def test_one_loop_for_the_teacher_and_the_student(tmp_path, monkeypatch):
     teacher = fit_teacher_l2a(problem(cache=store), **SHAPE, **QUICK)
     assert len(made) == 2 and not equal(teacher, problem().teacher)
     assert equal(student, fit_l2a(problem(), **SHAPE, **QUICK)) and student.details["history"] == teacher.details["history"]
-    specs = [json.loads(path.read_text())["kind"] for path in tmp_path.glob("models/*/spec.json")]
-    assert sorted(specs) == ["generator", "l2a"]
+    kinds = [json.loads(path.read_text())["kind"] for path in tmp_path.glob("models/*/spec.json")]
+    assert sorted(kinds) == ["generator", "l2a", "source teacher"]
     for fit, _ in ABLATIONS.values():
         fit(problem(cache=store), **SHAPE, **QUICK)
-    specs = [json.loads(path.read_text())["kind"] for path in tmp_path.glob("models/*/spec.json")]
-    assert specs.count("generator") == 2 and specs.count("l2a") == 1 + len(ABLATIONS)
+    kinds = [json.loads(path.read_text())["kind"] for path in tmp_path.glob("models/*/spec.json")]
+    assert kinds.count("generator") == 2 and kinds.count("l2a") == 1 + len(ABLATIONS)
 
 
 def test_each_part_that_is_taken_away_is_away(monkeypatch):
@@ -381,7 +432,8 @@ def test_a_source_with_other_labels_is_refused_in_one_line():
 
 @pytest.mark.parametrize("wrong, expected", [
     (dict(share=0.0), "share=0.0"), (dict(share=1.5), "share=1.5"), (dict(rounds=0), "rounds=0"), (dict(extra=-1), "extra=-1"),
-    (dict(sampling=0.0), "sampling=0.0"), (dict(gives="both"), "gives='both'"), (dict(layers=9), "layers=9"),
+    (dict(sampling=0.0), "sampling=0.0"),
+    (dict(refine_lr=-1.0), "refine_lr=-1.0"), (dict(gives="both"), "gives='both'"), (dict(layers=9), "layers=9"),
 ])  # fmt: skip
 def test_wrong_settings_are_one_line_before_any_work(wrong, expected, monkeypatch):
     monkeypatch.setattr(l2a, "fit_generator", lambda *_, **__: pytest.fail("worked"))
@@ -391,6 +443,29 @@ def test_wrong_settings_are_one_line_before_any_work(wrong, expected, monkeypatc
 
 
 # --- in experiments ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["fig10", "fig12", "fig13"])
+@pytest.mark.parametrize("profile", ["world", "laptop", "paper"])
+def test_no_source_of_an_artefact_is_its_target(name, profile, monkeypatch):
+    if profile != "world":
+        monkeypatch.setattr(specs, "data_sha256", lambda *_: "0" * 64)
+    grid = experiments.grid(name, profile, seeds=2)
+    for spec in grid:
+        sources = spec.get("sources", [])
+        assert bool(sources) is ("warm" in spec["settings"]) and f"{spec['task']}/{spec['domain']}" not in sources
+        assert spec["task"] not in sources
+        assert ("flat" in spec["setting"]) is any("_flat/" in source for source in sources)
+        assert profile == "world" or "flat" not in spec["setting"]
+    taught = {(s["task"], s["setting"], s["epochs"], s["rows"]) for s in grid}
+    assert len(taught) == len({one[:2] for one in taught})  # every method of a table makes as many steps
+    if name != "fig10":
+        assert any(s["method"] == "teacher" and s["seed"] == 1 for s in grid)  # a budget is drawn anew for every seed
+
+
+def test_figures_12_and_13_share_their_runs():
+    keys = [{address(spec) for spec in experiments.grid(name, "world", 2)} for name in ("fig12", "fig13")]
+    assert len(keys[0] & keys[1]) == 2 * (8 + 2)  # with 64 rows, on kitchen reviews: eight methods and two controls
 
 
 @pytest.mark.parametrize("method", ["l2a", "kd_source_mix"])  # each method with a sealed report: test_experiments.py

@@ -30,7 +30,8 @@ FLOORS = (
      "tables"),
     ("adabert", "l2a", "metakd", "landscape"),
     ("methods", "model_card"),
-    ("specs", "published", "experiments", "figures", "search_figures", "figures_domains", "architecture", "reproduce", "cli"),
+    ("specs", "published", "artefacts", "experiments", "figures", "search_figures", "figures_domains", "l2a_figures",
+     "architecture", "reproduce", "cli"),
 )
 FLOOR = {name: level for level, names in enumerate(FLOORS) for name in names}
 METHOD_ROOMS = FLOORS[2]

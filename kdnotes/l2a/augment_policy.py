@@ -111,7 +111,7 @@ class AugmentPolicy(torch.nn.Module):
         for parameter in self.keep.parameters():
             torch.nn.init.zeros_(parameter)
         if states == len(STATE):
-            self.keep.weight.data[0, 1] = 1.0  # a first guess: what the teacher believes
+            self.keep.weight.data[0, 1] = 2.0  # a first guess: what the teacher believes
 
     def draw(self, count: int) -> Tensor:
         """So many draws of how to generate, indices `(count, choices)`."""
