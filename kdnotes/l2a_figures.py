@@ -226,7 +226,7 @@ def draw_scarcity(frame: pd.DataFrame, subtitle: str = "") -> "Figure":
         titles = (METRICS["accuracy"].title, "gain over kd_fixed_aug", "student above the better teacher")
         for ax, title in zip((left, middle, right), titles):
             ax.set(title=title, xlabel="labelled rows of the target", xscale="log")
-            ax.set_xticks(mine["at"], [f"{n:g}" for n in mine["at"]])
+            ax.set_xticks(mine["at"], [f"{n:g}" if name else "\nall" for n, name in zip(mine["at"], mine.setting)])
             ax.minorticks_off()
             if ax is not left:
                 ax.axhline(0, lw=1, color=COLOURS["reference"])
