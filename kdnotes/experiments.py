@@ -312,14 +312,15 @@ def grid(artefact: str, profile: str = "world", seeds: int | None = None, **over
                   **_place(method, name, domain, seed, asdict(size) | overrides, varied, *targets.get(name, ())[1:])
                   | {k: overrides[k] for k in known[method]}
                   | (_passes(steps, varied, (asdict(size) | overrides)["batch_size"]) if steps else {})
-                  | {k: v for k, v in varied.items() if k != "flat"})
+                  | {k: v for k, v in varied.items() if k not in ("flat", "real")})
         for name in wanted.tasks + (wanted.real_tasks if size.source != "world" else ())
         for domain in domains.get(name, ("",))
         for seed in range(count)
         for method in wanted.methods
         for setting, varied in (wanted.settings.get(method, {"": {}})
                                 | (wanted.controls.get(method, {}) if first.get(name) == domain else {})).items()
-        if (seed == 0 or method not in UNSEEDED or "budget" in overrides | varied) and (not domain or varied.get("of") != domain)
+        if not (varied.get("real") and size.source == "world")
+        and (seed == 0 or method not in UNSEEDED or "budget" in overrides | varied) and (not domain or varied.get("of") != domain)
     ]
 
 # %% ../nbs/61_experiments.ipynb #cell-032

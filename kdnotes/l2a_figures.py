@@ -14,7 +14,7 @@ import pandas as pd
 from transformers import set_seed
 
 from . import worlds
-from .architecture import Arrow, Part, draw_parts, traced, untrained_encoder
+from .architecture import Arrow, Part, drawing, traced, untrained_encoder
 from .encoders import find_encoder, load_tokenizer, make_student, word_tokenizer
 from .figures import COLOURS, header, style
 from .knowledge import Problem
@@ -22,7 +22,7 @@ from .l2a.l2a import Loop, Plan, play_round
 from .metrics import METRICS
 from .specs import WORLD_ENCODER, find_profile
 from .tables import FAMILIES
-from .tasks import task
+from .tasks import load_task, task
 from .training import encode
 
 if TYPE_CHECKING:
@@ -39,19 +39,15 @@ def loop_of(profile: str, name: str = "amazon", domain: str = "kitchen", rows: i
         tokenizer = word_tokenizer(words, WORLD_ENCODER["max_length"])
     else:
         tokenizer = load_tokenizer(find_encoder(size.encoder))
-    here, columns = worlds.world(this.world, domains=this.domains, labels=this.labels), {"text_a": 0, "text_b": 1}
 
-    def some(place: str, seed: int):
-        from datasets import Dataset
-
-        found = [{this.text[columns.get(key, 0)]: value for key, value in row.items() if key.startswith("text")}
-                 | {this.label: this.labels.index(row["label"])} for row in here.sample(rows, seed, place)]  # fmt: skip
-        return encode(Dataset.from_list(found), tokenizer, this.text, this.label, size.max_length, this.kind)
+    def some(place: str):
+        found = load_task(this, "world", domains=place)["train"].select(range(rows))
+        return encode(found, tokenizer, this.text, this.label, size.max_length, this.kind)
 
     other = next(place for place in this.domains if place != domain)
     teacher = make_student(encoder, this.labels, this.kind, layers=encoder.config.num_hidden_layers, init="random").eval()
-    source = some(other, 2).add_column("domain", [1] * rows)
-    problem = Problem(teacher, encoder, tokenizer, some(domain, 0), some(domain, 1), this.labels, this.kind,
+    source = some(other).add_column("domain", [1] * rows)
+    problem = Problem(teacher, encoder, tokenizer, some(domain), some(domain), this.labels, this.kind,
                       training=dict(seed=0, lr=1e-4), source=source, domains=(domain, other))  # fmt: skip
     plan = Plan(warm=1, rounds=1, refine=1, learn=1, read=1)
     return Loop(problem, plan, dict(layers=size.layers, width=size.width, heads=size.heads), 0.9, 2.0)
@@ -107,22 +103,15 @@ def draw_l2a(frame: pd.DataFrame, subtitle: str = "") -> "Figure":
     frame : a table; its profile says what is drawn.
     subtitle : unused: a drawing has no verdict.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     loop = loop_of(frame.profile.iloc[0])
     parts = run_l2a(loop)
     colours = {name: COLOURS[family] for family, names in _INK.items() for name in names}
     modules = loop.generator.domain, loop.generator.label, loop.critic, loop.policy
     learned = sum(weight.numel() for module in modules for weight in module.parameters())
-    with style():
-        fig = Figure(figsize=(14.5, 8.2), layout="constrained")
-        FigureCanvasAgg(fig)
-        header(fig, f"L2A: {learned:,} parameters learn how to write and what to keep, beside teacher and student",
-               "Shapes and counts are read off one round of a running loop in this profile's shape; dashed: distillation",
-               "Purple: generator and policy; yellow: the adversary; grey: teacher; blue: student")
-        draw_parts(fig.subplots(), parts, _PLACES, _ARROWS, colours)
-    return fig
+    title = f"L2A: {learned:,} parameters learn how to write and what to keep, beside teacher and student"
+    lines = ("Shapes and counts are read off one round of a running loop in this profile's shape; dashed: distillation",
+             "Purple: generator and policy; yellow: the adversary; grey: teacher; blue: student")
+    return drawing(title, lines, (14.5, 8.2), parts, _PLACES, _ARROWS, colours)
 
 # %% ../nbs/34_l2a_figures.ipynb #g34-11
 def accuracies(frame: pd.DataFrame, setting: str | None = None) -> pd.DataFrame:

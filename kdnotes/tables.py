@@ -298,7 +298,7 @@ def _range(values: Iterable[float]) -> str:
 
 def finding(frame: pd.DataFrame) -> tuple[str, str]:
     """Say in two lines what the best student, by the mean headline value, keeps of its teacher."""
-    students = frame[~frame.method.isin(["teacher", "majority"])]
+    students = frame[frame.method.map(FAMILIES).ne("reference")]
     if students.empty:
         return "No student has been measured yet", ""
     key = ["method", "setting"]

@@ -113,15 +113,13 @@ for _task in (
          hub_id="stanfordnlp/imdb", world="sentiment", world_domains=("dvd",)),
     Task("amazon", "single", ("text",), "label", ("negative", "positive"),
          domain="domain", domains=("books", "dvd", "electronics", "kitchen"), world="sentiment"),
-    Task("agnews", "single", ("text",), "label", ("World", "Sports", "Business", "Sci/Tech"),
-         hub_id="fancyzhx/ag_news"),
-    Task("mrpc", text=("sentence1", "sentence2"), label="label", labels=("not_equivalent", "equivalent"),
-         hub_config="mrpc", **_PARAPHRASE),
+    Task("agnews", "single", ("text",), "label", ("World", "Sports", "Business", "Sci/Tech"), hub_id="fancyzhx/ag_news"),
+    Task("mrpc", text=("sentence1", "sentence2"), label="label", labels=("not_equivalent", "equivalent"), hub_config="mrpc",
+         **_PARAPHRASE),
     Task("qqp", text=("question1", "question2"), label="label", labels=("not_duplicate", "duplicate"),
          hub_config="qqp", **_PARAPHRASE),
     Task("qnli", text=("question", "sentence"), label="label", hub_config="qnli", world_domains=("books",), **_ENTAILMENT),
-    Task("rte", text=("sentence1", "sentence2"), label="label", hub_config="rte",
-         world_domains=("electronics",), **_ENTAILMENT),
+    Task("rte", text=("sentence1", "sentence2"), label="label", hub_config="rte", world_domains=("electronics",), **_ENTAILMENT),
     Task("scitail", "pair", ("premise", "hypothesis"), "label", ("entails", "neutral"),
          hub_id="allenai/scitail", hub_config="tsv_format", world="entailment2"),
     Task("mnli", "pair", ("premise", "hypothesis"), "label", ("entailment", "neutral", "contradiction"),
@@ -135,20 +133,19 @@ for _name, _noise in (("amazon", 1 / 2), ("mnli", 2 / 3)):  # labels drawn at ra
 
 # %% ../nbs/00_tasks.ipynb #cell-015
 _SLOTS = """album artist best_rating city condition_description condition_temperature country cuisine current_location
-entity_name facility genre geographic_poi location_name movie_name movie_type music_item object_location_type
-object_name object_part_of_series_type object_select object_type party_size_description party_size_number playlist
-playlist_owner poi rating_unit rating_value restaurant_name restaurant_type served_dish service sort spatial_relation
-state timeRange track year""".split()
+entity_name facility genre geographic_poi location_name movie_name movie_type music_item object_location_type object_name
+object_part_of_series_type object_select object_type party_size_description party_size_number playlist playlist_owner poi
+rating_unit rating_value restaurant_name restaurant_type served_dish service sort spatial_relation state timeRange track
+year""".split()
 
 for _task in (
     Task("snips", "single", ("text",), "intent",
          ("AddToPlaylist", "BookRestaurant", "GetWeather", "PlayMusic", "RateBook", "SearchCreativeWork",
           "SearchScreeningEvent"), metrics=("accuracy", "macro_f1"),
          hub_id="bkonkle/snips-joint-intent", hub_columns={"input": "text"}, world="intent"),
-    Task("snips_slots", "tokens", ("tokens",), "slots",
-         ("O", *(f"{at}-{slot}" for slot in _SLOTS for at in "BI")),
-         metrics=("entity_f1",), folder="snips",
-         hub_id="bkonkle/snips-joint-intent", hub_columns={"input": "tokens"}, world="slots"),
+    Task("snips_slots", "tokens", ("tokens",), "slots", ("O", *(f"{at}-{slot}" for slot in _SLOTS for at in "BI")),
+         metrics=("entity_f1",), folder="snips", hub_id="bkonkle/snips-joint-intent",
+         hub_columns={"input": "tokens"}, world="slots"),
     Task("conll2003", "tokens", ("tokens",), "ner_tags",
          ("O", "B-PER", "I-PER", "B-ORG", "I-ORG", "B-LOC", "I-LOC", "B-MISC", "I-MISC"), metrics=("entity_f1",),
          hub_id="eriktks/conll2003", hub_revision="refs/convert/parquet", world="entities"),
@@ -156,24 +153,22 @@ for _task in (
     register(_task)
 
 # %% ../nbs/00_tasks.ipynb #cell-017
-_CLINC150 = """restaurant_reviews nutrition_info account_blocked oil_change_how time weather redeem_rewards
-interest_rate gas_type accept_reservations smart_home user_name report_lost_card repeat whisper_mode
-what_are_your_hobbies order jump_start schedule_meeting meeting_schedule freeze_account what_song meaning_of_life
-restaurant_reservation traffic make_call text bill_balance improve_credit_score change_language no
-measurement_conversion timer flip_coin do_you_have_pets balance tell_joke last_maintenance exchange_rate uber car_rental
-credit_limit oos shopping_list expiration_date routing meal_suggestion tire_change todo_list card_declined
-rewards_balance change_accent vaccines reminder_update food_last change_ai_name bill_due who_do_you_work_for
-share_location international_visa calendar translate carry_on book_flight insurance_change todo_list_update timezone
-cancel_reservation transactions credit_score report_fraud spending_history directions spelling insurance
+_CLINC150 = """restaurant_reviews nutrition_info account_blocked oil_change_how time weather redeem_rewards interest_rate
+gas_type accept_reservations smart_home user_name report_lost_card repeat whisper_mode what_are_your_hobbies order jump_start
+schedule_meeting meeting_schedule freeze_account what_song meaning_of_life restaurant_reservation traffic make_call text
+bill_balance improve_credit_score change_language no measurement_conversion timer flip_coin do_you_have_pets balance tell_joke
+last_maintenance exchange_rate uber car_rental credit_limit oos shopping_list expiration_date routing meal_suggestion
+tire_change todo_list card_declined rewards_balance change_accent vaccines reminder_update food_last change_ai_name bill_due
+who_do_you_work_for share_location international_visa calendar translate carry_on book_flight insurance_change todo_list_update
+timezone cancel_reservation transactions credit_score report_fraud spending_history directions spelling insurance
 what_is_your_name reminder where_are_you_from distance payday flight_status find_phone greeting alarm order_status
-confirm_reservation cook_time damaged_card reset_settings pin_change replacement_card_duration new_card roll_dice income
-taxes date who_made_you pto_request tire_pressure how_old_are_you rollover_401k pto_request_status how_busy
-application_status recipe calendar_update play_music yes direct_deposit credit_limit_change gas pay_bill
-ingredients_list lost_luggage goodbye what_can_i_ask_you book_hotel are_you_a_bot next_song change_speed plug_type maybe
-w2 oil_change_when thank_you shopping_list_update pto_balance order_checks travel_alert fun_fact sync_device
-schedule_maintenance apr transfer ingredient_substitution calories current_location international_fees calculator
-definition next_holiday update_playlist mpg min_payment change_user_name restaurant_suggestion travel_notification
-cancel pto_used travel_suggestion change_volume"""
+confirm_reservation cook_time damaged_card reset_settings pin_change replacement_card_duration new_card roll_dice income taxes
+date who_made_you pto_request tire_pressure how_old_are_you rollover_401k pto_request_status how_busy application_status recipe
+calendar_update play_music yes direct_deposit credit_limit_change gas pay_bill ingredients_list lost_luggage goodbye
+what_can_i_ask_you book_hotel are_you_a_bot next_song change_speed plug_type maybe w2 oil_change_when thank_you
+shopping_list_update pto_balance order_checks travel_alert fun_fact sync_device schedule_maintenance apr transfer
+ingredient_substitution calories current_location international_fees calculator definition next_holiday update_playlist mpg
+min_payment change_user_name restaurant_suggestion travel_notification cancel pto_used travel_suggestion change_volume"""
 register(Task("clinc150", "single", ("text",), "intent", tuple(_CLINC150.split()), metrics=("accuracy", "macro_f1"),
               hub_id="clinc/clinc_oos", hub_config="plus", world="intents150"))
 

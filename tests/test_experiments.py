@@ -73,6 +73,7 @@ def test_one_teacher_for_all_rows_and_seeds_of_a_task():
     (dict(seed="0"), "seed='0'"), (dict(seed=True), "seed=True"), (dict(rows="5"), "rows='5' should be of type int"),
     (dict(bf16=1), "bf16=1 should be of type bool"), (dict(alpah=0.5), "unknown parameter 'alpah'"),
     (dict(temperature="hot"), "temperature='hot' should be of type float"), (dict(source="web"), "web"),
+    (dict(evaluations=0), "evaluations=0 should be a number above 0"), (dict(evaluations="often"), "evaluations='often'"),
 ])  # fmt: skip
 def test_wrong_specs_are_one_line(wrong, expected):
     with pytest.raises((ValueError, KeyError), match=expected) as error:

@@ -15,8 +15,9 @@ from kdnotes.encoders import make_student, small_bert, word_tokenizer
 from kdnotes.knowledge import Problem
 from kdnotes.l2a import l2a
 from kdnotes.l2a.augment_policy import AugmentPolicy, group_rewards, policy_loss, sample_gains
-from kdnotes.l2a.generator import Generator, Words, chain, chain_log_probs, corrupt, fit_generator, reinforce, transition
-from kdnotes.l2a.l2a import Loop, Plan, folds, learn_to_augment, play_round, row_keys
+from kdnotes.l2a.generator import Generator, Words, chain, chain_log_probs, corrupt, fit_generator, reinforce
+from kdnotes.l2a.generator import row_keys, transition
+from kdnotes.l2a.l2a import Loop, Plan, folds, learn_to_augment, play_round
 from kdnotes.l2a.source_teacher import source_teacher
 from kdnotes.l2a.student import ABLATIONS, fit_kd_fixed_aug, fit_kd_source_mix, fit_l2a, fit_teacher_l2a, same_steps
 from kdnotes.methods import METHODS, distill, fit_kd
@@ -161,13 +162,13 @@ def test_a_refusing_chain_draws_from_the_product_of_generator_and_worth():
 
 def test_words_that_only_others_say_are_masked_first():
     batch, _ = pairs(60)
-    made, zero, lid = generator(), torch.zeros(60, dtype=int), TOKENIZER.vocab["the"]
+    made, zero, the = generator(), torch.zeros(60, dtype=int), TOKENIZER.vocab["the"]
     with torch.no_grad():
-        made.domain.weight[1, lid] = 20.0
+        made.domain.weight[1, the] = 20.0
     torch.manual_seed(0)
     _, moves = transition(made, batch, zero, torch.full((60,), 0.05), passes=1)
     masked = moves[0].made.ids == TOKENIZER.mask_token_id
-    said = batch["input_ids"] == lid
+    said = batch["input_ids"] == the
     assert masked[said].float().mean() > 0.95 and masked[~said].float().mean() < 0.15
 
 

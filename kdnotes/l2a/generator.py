@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Words', 'Corruption', 'corrupt', 'Generator', 'reconstruction_loss', 'all_domains', 'text_of', 'balanced_texts',
            'fit_generator', 'Move', 'portion', 'transition', 'chain', 'Critic', 'mean_states', 'reinforce',
-           'chain_log_probs']
+           'chain_log_probs', 'row_keys', 'fresh_rows', 'plain_rows']
 
 # %% ../../nbs/30_generator.ipynb #g30-003
 import copy
@@ -278,10 +278,9 @@ def transition(
         ids = ids.index_put((filled.rows, filled.at), drawn[-1][1][filled.group])
     taken = torch.ones_like(strength, dtype=torch.bool)
     if worth is not None and drawn:
-        now = batch["worth"] if "worth" in batch else worth(batch)
-        then = worth(batch | dict(input_ids=ids))
-        taken = torch.rand(len(ids)).to(ids.device) < (then - now).exp()
-        batch = batch | dict(worth=torch.where(taken, then, now))  # the next transition need not ask again
+        before, after = batch["worth"] if "worth" in batch else worth(batch), worth(batch | dict(input_ids=ids))
+        taken = torch.rand(len(ids)).to(ids.device) < (after - before).exp()
+        batch = batch | dict(worth=torch.where(taken, after, before))  # the next transition need not ask again
     return batch | dict(input_ids=torch.where(taken[:, None], ids, old)), [Move(*move, taken) for move in drawn]
 
 
@@ -354,3 +353,29 @@ def chain_log_probs(generator: Generator, batch: dict, moves: list[Move], domain
         row, taken = move.made.row, move.taken[move.made.row].float()
         total, count = total.index_add(0, row, said * taken), count.index_add(0, row, taken)
     return total / count.clamp(min=1)
+
+# %% ../../nbs/30_generator.ipynb #g30-row-b
+def row_keys(batch: dict) -> list[tuple]:
+    """The token ids of every row without padding."""
+    masks = batch["attention_mask"].bool().cpu()
+    return [tuple(ids[mask].tolist()) for ids, mask in zip(batch["input_ids"].cpu(), masks)]
+
+
+def fresh_rows(batch: dict, known: set[tuple]) -> torch.Tensor:
+    """Which rows are neither `known` nor earlier in the batch, booleans `(batch,)`; known rows are added to."""
+    fresh = []
+    for key in row_keys(batch):
+        fresh.append(key not in known)
+        known.add(key)
+    return torch.tensor(fresh, device=batch["input_ids"].device)
+
+
+def plain_rows(batch: dict, chosen: torch.Tensor, names: list[str]) -> list[dict]:
+    """The `chosen` rows of a batch, without padding, as `kdnotes.training.encode` gives them."""
+    rows = []
+    for i in chosen.nonzero()[:, 0].tolist():
+        mask = batch["attention_mask"][i].bool()
+        row = {name: batch[name][i] for name in names if name in batch}
+        row = {name: (value[mask] if value.dim() else value).tolist() for name, value in row.items()}
+        rows.append(row | dict(length=int(mask.sum())))
+    return rows
