@@ -128,7 +128,7 @@ def draw_parts(ax, parts: Mapping[str, Part | str], places: Mapping[str, tuple[f
     ax.autoscale_view()
     ax.margins(0.01)
 
-
+# %% ../nbs/62_architecture.ipynb #arch-09b
 def drawing(title: str, lines: Sequence[str], size: tuple[float, float], *boxes) -> "Figure":
     """A figure of boxes and arrows under a title and further lines.
 
