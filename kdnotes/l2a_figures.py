@@ -126,7 +126,7 @@ def draw_targets(frame: pd.DataFrame, subtitle: str = "", setting: str = "n=64")
 
     Parameters
     ----------
-    frame : a table over targets; the majority class becomes a line.
+    frame : a table over targets; the majority class becomes a line, and fewer seeds than the others have are named.
     subtitle : a further line under the title, such as the verdict of `pooled_contrast`.
 
     Raises
@@ -140,12 +140,14 @@ def draw_targets(frame: pd.DataFrame, subtitle: str = "", setting: str = "n=64")
     if rows.empty:
         raise ValueError(f"no row of the table has the setting {setting}, so there is nothing to draw")
     shown = rows[rows.method != "majority"]
-    names = list(dict.fromkeys(shown.method))
-    means = shown.groupby("method", sort=False).agg(value=("value", "mean"), count=("target", "nunique"))
+    fewer = shown.seeds < shown.seeds.max()
+    shown = shown.assign(name=shown.method.where(~fewer, shown.method + " (" + shown.seeds.astype(str) + " seed)"))
+    names = list(dict.fromkeys(shown.name))
+    means = shown.groupby(["method", "name"], sort=False).agg(value=("value", "mean"), count=("target", "nunique"))
     means = means[means["count"] == shown.target.nunique()].reset_index()
     panels = dict(iter(shown.groupby("target", sort=False))) | ({"mean": means} if shown.target.nunique() > 1 else {})
     with style():
-        fig = Figure(figsize=(2.8 + 2.3 * len(panels), 1.6 + 0.3 * len(names)), layout="constrained")
+        fig = Figure(figsize=(max(8, 2.8 + 2.3 * len(panels)), 1.6 + 0.3 * len(names)), layout="constrained")
         FigureCanvasAgg(fig)
         header(fig, f"L2A with {setting[2:]} labelled rows of the target", subtitle)
         for ax, (name, found) in zip(fig.subplots(1, len(panels), sharey=True, squeeze=False)[0], panels.items()):
@@ -156,7 +158,7 @@ def draw_targets(frame: pd.DataFrame, subtitle: str = "", setting: str = "n=64")
 
 
 def _draw_target(ax, found: pd.DataFrame, names: list[str], majority: float) -> None:
-    places = [names.index(name) for name in found.method]
+    places = [names.index(name) for name in found["name"]]
     colours = [COLOURS[FAMILIES.get(name, "other")] for name in found.method]
     if "ci_low" in found:
         ax.hlines(places, found.ci_low, found.ci_high, color=colours, lw=1.4, alpha=0.6)
@@ -213,8 +215,9 @@ def draw_scarcity(frame: pd.DataFrame, subtitle: str = "") -> "Figure":
         above = mine.set_index("at").value - pd.concat(teachers, axis=1).max(axis=1)
         right.plot(above.index, above, marker="o", ms=4, color=COLOURS["augmentation"])
         titles = (METRICS["accuracy"].title, "gain over kd_fixed_aug", "student above the better teacher")
+        seeds = f" (seeds: {', '.join(map(str, mine.seeds))})" if mine.seeds.nunique() > 1 else ""
         for ax, title in zip((left, middle, right), titles):
-            ax.set(title=title, xlabel="labelled rows of the target", xscale="log")
+            ax.set(title=title, xlabel=f"labelled rows of the target{seeds}", xscale="log")
             ax.set_xticks(mine["at"], [f"{n:g}" if name else "\nall" for n, name in zip(mine["at"], mine.setting)])
             ax.minorticks_off()
             if ax is not left:
