@@ -32,6 +32,7 @@ class Artefact:
         the data are real only.
     real_tasks: further tasks, for profiles with real data.
     overrides: `{profile: overrides}` of this artefact's own sizes; a method gets those that it knows.
+    adjusted: `{profile: {setting: overrides}}`, the sizes of one setting of a sweep that differ in a profile.
     domains: `{task: domains}`, each in turn the target, with all other domains of the task as its sources.
     steps: `{profile: how many}` steps of a student, whatever its target rows, looked at six times; without an entry, `epochs`.
     targets: where the sources are not simply the task's other domains: for data that is `world` or `real`, the domain that is the
@@ -53,6 +54,7 @@ class Artefact:
     settings: dict = field(default_factory=dict)
     real_tasks: tuple[str, ...] = ()
     overrides: dict = field(default_factory=dict)
+    adjusted: dict = field(default_factory=dict)
     domains: dict = field(default_factory=dict)
     steps: dict = field(default_factory=dict)
     targets: dict = field(default_factory=dict)
@@ -179,6 +181,7 @@ _SIZE = {"world": dict(rows=100_000, batch_size=64, lr=3e-3, teacher_rows=100_00
          "laptop": dict(bf16=False, batch_size=16, lr=2e-4, long_length=48, teacher_batch=16, teacher_epochs=4, teacher_steps=60)}
 _LOOP = {"world": dict(source_rows=700, refine_lr=1e-3, warm=300, rounds=6, groups=6, refine=25, extra=320),
          "laptop": dict(source_rows=500, refine_lr=5e-5, warm=40, rounds=4, groups=4, refine=8, learn=2, extra=128, read=20)}
+_MANY = dict(teacher_epochs=12, teacher_lr=4e-4, refine_lr=4e-4)  # with so many rows, 4 fast epochs make a poor teacher
 
 
 def _l2a(methods: tuple[str, ...], counts: tuple[int, ...], real: tuple[int, ...] = ()) -> dict:
@@ -204,6 +207,7 @@ ARTEFACTS |= {
     "fig13": Artefact(
         "fig13", "Figure 13: L2A over the number of target rows", "fig13_scarcity", _L2A, ("amazon",),
         ("l2a", "kd_fixed_aug"), {}, claimed="n=16", targets=_KITCHEN, **_l2a(_L2A, (16, 64, 256, 1024, 0)),
+        adjusted={"world": {"n=256": dict(teacher_steps=300), "n=1024": _MANY, "": _MANY}},
     ),
 }  # fmt: skip
 

@@ -301,17 +301,18 @@ def grid(artefact: str, profile: str = "world", seeds: int | None = None, **over
     count = size.seeds if seeds is None else seeds
     if not isinstance(count, int) or isinstance(count, bool) or count < 1:
         raise ValueError(f"seeds={count!r} should be a whole number from 1")
-    overrides = wanted.overrides.get(profile, {}) | overrides
-    known = {method: overrides.keys() - _foreign(method, wanted.methods) for method in wanted.methods}
+    usual, adjusted = wanted.overrides.get(profile, {}), wanted.adjusted.get(profile, {})
+    own = lambda setting: usual | adjusted.get(setting, {}) | overrides  # noqa: E731
+    known = {method: own("").keys() - _foreign(method, wanted.methods) for method in wanted.methods}
     targets = wanted.targets.get("world" if size.source == "world" else "real", {})
     domains = {name: (domain,) for name, (domain, _) in targets.items()} or wanted.domains
     steps = wanted.steps.get(profile, 0)
     first = {name: found[0] for name, found in domains.items() if size.source == "world" and f"{name}_flat" in TASKS}
     return [
         make_spec(method, name, seed, profile, setting=setting,
-                  **_place(method, name, domain, seed, asdict(size) | overrides, varied, *targets.get(name, ())[1:])
-                  | {k: overrides[k] for k in known[method]}
-                  | (_passes(steps, varied, (asdict(size) | overrides)["batch_size"]) if steps else {})
+                  **_place(method, name, domain, seed, asdict(size) | own(setting), varied, *targets.get(name, ())[1:])
+                  | {k: own(setting)[k] for k in known[method]}
+                  | (_passes(steps, varied, (asdict(size) | own(setting))["batch_size"]) if steps else {})
                   | {k: v for k, v in varied.items() if k not in ("flat", "real")})
         for name in wanted.tasks + (wanted.real_tasks if size.source != "world" else ())
         for domain in domains.get(name, ("",))

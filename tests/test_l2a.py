@@ -469,6 +469,15 @@ def test_figures_12_and_13_share_their_runs():
     assert len(keys[0] & keys[1]) == 2 * (8 + 2)  # with 64 rows, on kitchen reviews: eight methods and two controls
 
 
+def test_teachers_of_many_rows_train_longer_unless_told_otherwise():
+    names = "teacher_epochs", "teacher_steps", "teacher_lr"
+    shown = lambda **told: {s["setting"]: [s[n] for n in names] + [s["settings"].get("refine_lr")]  # noqa: E731
+                            for s in experiments.grid("fig13", "world", 1, **told) if s["method"] == "l2a"}
+    assert shown()["n=16"] == shown()["n=64"] == [4, 100, 1e-3, 1e-3] and shown()["n=256"] == [4, 300, 1e-3, 1e-3]
+    assert shown()["n=1024"] == shown()[""] == [12, 100, 4e-4, 4e-4]
+    assert shown(teacher_lr=2e-4)["n=1024"] == [12, 100, 2e-4, 4e-4]
+
+
 @pytest.mark.parametrize("method", ["l2a", "kd_source_mix"])  # each method with a sealed report: test_experiments.py
 def test_report_is_never_seen(method, tmp_path, monkeypatch):
     """Other texts and labels in report change nothing in the student."""
