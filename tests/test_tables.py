@@ -82,6 +82,16 @@ def test_costs_are_medians_and_counts_stay_whole(frame):
     assert np.isnan(pick(frame, "majority", "alpha", "", "", "accuracy").latency_ms)
 
 
+def test_nothing_is_counted_from_a_teacher_at_chance():
+    """A share of what the teacher is above the majority class says nothing where that is nothing."""
+    says = {}
+    for skill in (0.92, 0.5):
+        found = [r for r in runs() if (r["spec"]["method"], r["spec"]["task"]) != ("teacher", "beta")]
+        says[skill] = finding(table([*found, run("teacher", "beta", skill)], "fig02", "world", TASKS))[1]
+    assert says[0.92].startswith("Counted from the majority class it keeps")
+    assert says[0.5].startswith("The teacher is not clearly above the majority class")
+
+
 def test_settings_fall_back_to_the_plain_baseline_and_sort_by_number():
     sweep = [run("kd", "alpha", 0.8, setting=s) for s in ("beta=16", "beta=4", "beta=0.5")]
     frame = table(runs(TASKS[:1]) + sweep, "fig05", "world", TASKS[:1]).query("method == 'kd' and metric == 'accuracy'")
