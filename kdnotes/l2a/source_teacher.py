@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import load_model, save_model
+from tqdm.auto import tqdm
 from transformers import PreTrainedModel, set_seed
 
 from ..augmentation import model_sha256, rows_sha256, words_sha256
@@ -44,7 +45,7 @@ def source_teacher(problem: Problem, steps: int, lr: float = 0.0) -> PreTrainedM
         set_seed(problem.seed)
         collate, optimizer = Collate(problem.tokenizer), torch.optim.AdamW(teacher.parameters(), lr=rate, fused=True)
         teacher.requires_grad_(True).train()
-        for _ in range(steps):
+        for _ in tqdm(range(steps), desc="source teacher", disable=not problem.training.get("progress")):
             batch = collate(some(rows[0], OWN) + some(rows[1], OTHER))
             batch = {name: values.to(teacher.device) for name, values in batch.items()}
             optimizer.zero_grad()
