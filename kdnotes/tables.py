@@ -116,7 +116,7 @@ def table(records: Iterable[dict], artefact: str, profile: str, tasks: Iterable[
     records : run records; those of other tasks or methods are left out.
     tasks : tasks in the order of rows, by name or as `Task`; each one's metrics are reported, the headline first.
     methods : methods in the order of rows; by default that of `FAMILIES`, then unknown ones as they come.
-    baseline : the method that `delta` is taken to, in the same setting or else in the plain one.
+    baseline : the method that `delta` is taken to, in the same setting, in the first parts of it, or in the plain one.
     published : values from the paper, by (method, task, domain, setting, metric).
 
     Raises
@@ -161,7 +161,9 @@ def _rows(key: Key, groups: dict[Key, Group], one: Task, baseline: str) -> list[
 
 # %% ../nbs/14_tables.ipynb #cell-023
 def _counterpart(method: str, key: Key, groups: Mapping[Key, Group]) -> Key | None:
-    candidates = key._replace(method=method), key._replace(method=method, setting="")
+    parts = key.setting.split(", ")
+    less = (", ".join(parts[:count]) for count in range(len(parts), -1, -1))  # "n=64, flat sources", "n=64", ""
+    candidates = (key._replace(method=method, setting=setting) for setting in less)
     return next((found for found in candidates if found in groups), None)
 
 

@@ -82,6 +82,16 @@ def test_costs_are_medians_and_counts_stay_whole(frame):
     assert np.isnan(pick(frame, "majority", "alpha", "", "", "accuracy").latency_ms)
 
 
+def test_a_setting_of_several_parts_is_held_against_the_first_of_them():
+    """The control of a budget is not compared with all rows."""
+    found = [run(method, "alpha", skill, setting=setting) for method, skill, setting in (
+        ("kd", 0.8, "n=64, flat sources"), ("undistilled", 0.6, "n=64"), ("undistilled", 0.9, ""))]
+    frame = table(found, "fig13", "world", TASKS[:1])
+    mine, few = (pick(frame, *about, "accuracy").value for about in (
+        ("kd", "alpha", "", "n=64, flat sources"), ("undistilled", "alpha", "", "n=64")))
+    assert pick(frame, "kd", "alpha", "", "n=64, flat sources", "accuracy").delta == pytest.approx(mine - few, abs=1e-5)
+
+
 def test_nothing_is_counted_from_a_teacher_at_chance():
     """A share of what the teacher is above the majority class says nothing where that is nothing."""
     says = {}

@@ -66,8 +66,9 @@ def sample_gains(
 
 # %% ../../nbs/31_augment_policy.ipynb #g31-018
 STATE = (
-    "the teacher's confidence", "the teacher's probability of the carried label", "the student's of the teacher's answer",
-    "their disagreement", "the critic's logit", "similarity to the target", "from the source", "steps of its chain",
+    "the teacher's confidence", "the teacher's probability of the carried label",
+    "the student's probability of the teacher's answer", "their disagreement",
+    "the critic's logit", "similarity to the target", "from the source", "steps of its chain",
 )  # fmt: skip
 
 
