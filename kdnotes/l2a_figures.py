@@ -141,7 +141,7 @@ def draw_targets(frame: pd.DataFrame, subtitle: str = "", setting: str = "n=64")
         raise ValueError(f"no row of the table has the setting {setting}, so there is nothing to draw")
     shown = rows[rows.method != "majority"]
     fewer = shown.seeds < shown.seeds.max()
-    shown = shown.assign(name=shown.method.where(~fewer, shown.method + " (" + shown.seeds.astype(str) + " seed)"))
+    shown = shown.assign(name=shown.method.where(~fewer, shown.method + " (seeds: " + shown.seeds.astype(str) + ")"))
     names = list(dict.fromkeys(shown.name))
     means = shown.groupby(["method", "name"], sort=False).agg(value=("value", "mean"), count=("target", "nunique"))
     means = means[means["count"] == shown.target.nunique()].reset_index()

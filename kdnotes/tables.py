@@ -160,10 +160,14 @@ def _rows(key: Key, groups: dict[Key, Group], one: Task, baseline: str) -> list[
                    for name, found in _measures(groups[key].records).items()]
 
 # %% ../nbs/14_tables.ipynb #cell-023
+def _plainer(setting: str) -> list[str]:
+    """A setting, and what it is held against where the other has none of that name: `n=64, flat sources`, `n=64`, ``."""
+    parts = setting.split(", ")
+    return [", ".join(parts[:count]) for count in range(len(parts), -1, -1)]
+
+
 def _counterpart(method: str, key: Key, groups: Mapping[Key, Group]) -> Key | None:
-    parts = key.setting.split(", ")
-    less = (", ".join(parts[:count]) for count in range(len(parts), -1, -1))  # "n=64, flat sources", "n=64", ""
-    candidates = (key._replace(method=method, setting=setting) for setting in less)
+    candidates = (key._replace(method=method, setting=setting) for setting in _plainer(key.setting))
     return next((found for found in candidates if found in groups), None)
 
 
@@ -300,8 +304,9 @@ def _range(values: Iterable[float]) -> str:
 
 def _at_chance(frame: pd.DataFrame, setting: str) -> bool:
     """Whether some task's teacher is not clearly above the majority class."""
-    top = headline(frame[frame.setting.isin([setting, ""])]).sort_values("setting")  # a setting's own teacher comes last
-    teacher, majority = (top[top.method == name].groupby(["task", "domain"]).last() for name in ("teacher", "majority"))
+    nearest, place = _plainer(setting), ["task", "domain"]
+    top = headline(frame[frame.setting.isin(nearest)]).sort_values("setting", key=lambda found: found.map(nearest.index))
+    teacher, majority = (top[top.method == name].drop_duplicates(place).set_index(place) for name in ("teacher", "majority"))
     return bool((teacher.ci_low <= majority.value.reindex(teacher.index)).any())
 
 

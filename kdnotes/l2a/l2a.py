@@ -417,6 +417,7 @@ def learn_to_augment(problem: Problem, plan: Plan, shape: dict, alpha: float, te
     shape: of the students, see `make_student`.
     alpha, temperature: of the distillation.
     """
+
     def build(folder: Path | None) -> Learned:
         loop, place = Loop(problem, plan, shape, alpha, temperature), folder / "loop.pt" if folder else None
         if place:
