@@ -59,19 +59,18 @@ def small(method):
 
 @pytest.mark.parametrize("kind", ["single", "pair", "tokens"])
 @pytest.mark.parametrize("method", sorted(METHODS))
-def test_every_method_runs_on_every_kind_and_repeats_itself(method, kind, teachers):
+def test_every_method_runs_on_every_kind(method, kind, teachers):
+    """That it repeats itself: test_experiments.py."""
     train, select = (data(60, seed, kind == "pair", kind == "tokens") for seed in (0, 1))
     settings = dict(kind=kind, labels=LABELS, metric="accuracy" if kind != "tokens" else "entity_f1")
     if kind == "tokens":
         settings |= dict(labels=("O", "B-praise"))
         teachers[kind].config.id2label = {0: "O", 1: "B-praise"}
     given = QUICK | settings | small(method) | {"epochs": 1}
-    models = [distill(teachers[kind], train, select, method, **given) for _ in range(2)]
-    states = [model.state_dict() for model in models]
-    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+    model = distill(teachers[kind], train, select, method, **given)
     ids = torch.tensor([[2, 5, 6, 3, 7, 3]])
-    logits = models[0](input_ids=ids, token_type_ids=torch.tensor([[0, 0, 0, 0, 1, 1]])).logits
-    assert logits.shape == ((1, 6, 2) if kind == "tokens" else (1, 2)) and not models[0].training
+    logits = model(input_ids=ids, token_type_ids=torch.tensor([[0, 0, 0, 0, 1, 1]])).logits
+    assert logits.shape == ((1, 6, 2) if kind == "tokens" else (1, 2)) and not model.training
 
 
 LOAD = """
