@@ -6,9 +6,9 @@ import json
 import shlex
 
 from kdnotes.cli import read_settings
-from kdnotes.experiments import ARTEFACTS, find_artefact, grid
-from kdnotes.specs import find_profile, overrides
-from kdnotes.store import address
+from kdnotes.experiments.runs import ARTEFACTS, find_artefact, grid
+from kdnotes.experiments.specs import find_profile, overrides
+from kdnotes.core.store import address
 
 
 def typed(value):  # Snakemake hands on every leaf of a dictionary as text

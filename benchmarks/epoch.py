@@ -22,12 +22,13 @@ from datasets import Dataset, disable_progress_bars
 from torch.utils.data import DataLoader
 from transformers import BertConfig, BertForSequenceClassification, set_seed
 
-from kdnotes import worlds
-from kdnotes.encoders import word_tokenizer
-from kdnotes.knowledge import Problem
-from kdnotes.losses import kd_loss
-from kdnotes.store import Store
-from kdnotes.training import Collate, LengthGrouped, encode, model_inputs
+from kdnotes.core.store import Store
+from kdnotes.data import worlds
+from kdnotes.learning.knowledge import Problem
+from kdnotes.learning.losses import kd_loss
+from kdnotes.learning.training import LengthGrouped
+from kdnotes.models.encoders import word_tokenizer
+from kdnotes.models.rows import Collate, encode, model_inputs
 
 BATCH, WORDS = 32, 30522
 TEACHERS = {"BERT-base (12 x 768)": (12, 768, 12, 3072), "MiniLM-L6 (6 x 384)": (6, 384, 12, 1536)}

@@ -5,9 +5,13 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from . import methods
-    from .experiments import run
+    from .data.loading import folder_task, load_task
+    from .data.tasks import register_task
+    from .experiments.runs import run
+    from .learning.registry import register_method
     from .methods import distill, fine_tune
-    from .tasks import load_task
+    from .models.card import save_student
+    from .models.encoders import load_tokenizer
 
 __version__ = "0.1.0"
 
@@ -15,12 +19,28 @@ __version__ = "0.1.0"
 _HOME = {
     "distill": ".methods",
     "fine_tune": ".methods",
-    "load_task": ".tasks",
+    "folder_task": ".data.loading",
+    "load_task": ".data.loading",
+    "load_tokenizer": ".models.encoders",
     "methods": ".methods",
-    "run": ".experiments",
+    "register_method": ".learning.registry",
+    "register_task": ".data.tasks",
+    "run": ".experiments.runs",
+    "save_student": ".models.card",
 }
 
-__all__ = ["distill", "fine_tune", "load_task", "methods", "run"]
+__all__ = [
+    "distill",
+    "fine_tune",
+    "folder_task",
+    "load_task",
+    "load_tokenizer",
+    "methods",
+    "register_method",
+    "register_task",
+    "run",
+    "save_student",
+]
 
 
 def __getattr__(name: str):

@@ -17,8 +17,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForSequenceClassification, AutoModelForTokenClassification, pipeline, set_seed
 
 from kdnotes.adabert import supernet
-from kdnotes.adabert.relaxation import Architecture, Sample, score_function
-from kdnotes.adabert.space import EDGES, OPS, Cell, Genotype, genotype_cost, op_cost, random_genotype
+from kdnotes.adabert.gumbel_relaxation import Architecture, Sample, score_function
+from kdnotes.adabert.loss_tradeoff import knowledge_loss
+from kdnotes.adabert.search_space import EDGES, OPS, Cell, Genotype, genotype_cost, op_cost, random_genotype
 from kdnotes.adabert.student import (
     AdaBert,
     AdaBertConfig,
@@ -30,14 +31,13 @@ from kdnotes.adabert.student import (
     taught_rows,
 )
 from kdnotes.adabert.supernet import SuperNet, Words, search
-from kdnotes.adabert.tradeoff import knowledge_loss
-from kdnotes.encoders import make_student, small_bert, word_tokenizer
-from kdnotes.experiments import with_genotype
-from kdnotes.export import to_onnx
-from kdnotes.knowledge import Problem
-from kdnotes.specs import make_spec
-from kdnotes.store import Store
-from kdnotes.training import Collate, encode, model_inputs, predict
+from kdnotes.core.store import Store
+from kdnotes.experiments.runs import with_genotype
+from kdnotes.experiments.specs import make_spec
+from kdnotes.learning.knowledge import Problem
+from kdnotes.models.encoders import make_student, small_bert, word_tokenizer
+from kdnotes.models.export import to_onnx
+from kdnotes.models.rows import Collate, encode, model_inputs, predict
 
 TOKENIZER = word_tokenizer("good bad not very film book un ##for ##tunate".split())
 LABELS = ("no", "yes")

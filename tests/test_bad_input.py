@@ -21,13 +21,13 @@ from test_methods import QUICK, TOKENIZER, data
 from test_methods import teachers as made_teachers
 from transformers import BertConfig, BertForSequenceClassification, modeling_utils, set_seed
 
-from kdnotes import experiments
 from kdnotes.cli import read_settings
-from kdnotes.encoders import load_encoder, load_tokenizer, make_student, small_bert, word_tokenizer
+from kdnotes.core.store import Store
+from kdnotes.experiments import runs as experiments
+from kdnotes.experiments.specs import make_spec
+from kdnotes.learning.training import ObjectiveTrainer, last_checkpoint, train
 from kdnotes.methods import distill, fine_tune
-from kdnotes.specs import make_spec
-from kdnotes.store import Store
-from kdnotes.training import ObjectiveTrainer, last_checkpoint, train
+from kdnotes.models.encoders import load_encoder, load_tokenizer, make_student, small_bert, word_tokenizer
 
 teachers = made_teachers
 ROOT = Path(__file__).parents[1]
@@ -117,7 +117,7 @@ def test_a_folder_without_tokenizer_is_one_line(tmp_path):
     lambda folder: (folder / "trainer_state.json").write_text("{"),
 ])  # fmt: skip
 def test_training_with_a_damaged_checkpoint_starts_anew_and_ends_the_same(damage, tmp_path):
-    from kdnotes.training import encode
+    from kdnotes.models.rows import encode
 
     def ended(folder):
         set_seed(0)
@@ -202,7 +202,7 @@ def test_a_spec_takes_a_parameter_or_names_it(name, value):
 @settings(max_examples=30, deadline=None)
 @given(st.integers(2, 12), st.integers(1, 40), st.integers(0, 10))
 def test_no_text_is_too_long_for_a_model_that_was_told_its_limit(limit, words, seed):
-    from kdnotes.training import encode
+    from kdnotes.models.rows import encode
 
     text = " ".join(np.random.default_rng(seed).choice(["good", "bad"], words))
     rows = Dataset.from_dict({"text": [text], "label": [0]})

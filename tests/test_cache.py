@@ -13,13 +13,13 @@ import torch
 from datasets import Dataset
 from transformers import set_seed
 
-from kdnotes import cache, knowledge
-from kdnotes import store as store_module
-from kdnotes.encoders import make_student, small_bert, word_tokenizer
-from kdnotes.knowledge import Problem, add_teacher_logits, pooled_states, probe_answers
+from kdnotes.core import store as store_module
+from kdnotes.core.store import Store
+from kdnotes.learning import cache, knowledge
+from kdnotes.learning.knowledge import Problem, add_teacher_logits, pooled_states, probe_answers
 from kdnotes.methods import METHODS
-from kdnotes.store import Store
-from kdnotes.training import encode
+from kdnotes.models.encoders import make_student, small_bert, word_tokenizer
+from kdnotes.models.rows import encode
 
 ROOT = Path(__file__).parents[1]
 WORDS = "good bad not very film book".split()

@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 import tiny
 
-from kdnotes import experiments
 from kdnotes.cli import read_settings
-from kdnotes.experiments import ARTEFACTS, grid, run_spec
-from kdnotes.specs import make_spec, overrides
-from kdnotes.store import Store, address
+from kdnotes.core.store import Store, address
+from kdnotes.experiments import runs as experiments
+from kdnotes.experiments.runs import ARTEFACTS, grid, run_spec
+from kdnotes.experiments.specs import make_spec, overrides
 
 ROOT = Path(__file__).parents[1]
 SMALL = dict(rows=50, epochs=1, world_encoder=dict(layers=2, width=32, heads=2, sentences=200, epochs=1))

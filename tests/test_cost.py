@@ -9,8 +9,8 @@ import torch
 from torch import nn
 from transformers import BertConfig, BertForMaskedLM, BertForSequenceClassification
 
-from kdnotes import cost
-from kdnotes.cost import Latency, flops, latency, measure, parameters, stored_bytes
+from kdnotes.models import cost
+from kdnotes.models.cost import Latency, flops, latency, measure, parameters, stored_bytes
 
 COLUMNS = ["params", "params_no_embeddings", "size_bytes", "flops", "latency_ms", "speedup", "speedup_bert"]
 

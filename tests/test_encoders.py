@@ -2,8 +2,16 @@ import pytest
 import torch
 from transformers import AutoModelForMaskedLM, DistilBertConfig, ElectraConfig, RobertaConfig
 
-from kdnotes import encoders
-from kdnotes.encoders import load_encoder, load_mlm, make_student, packaged_minilm, small_bert, spaced_layers, word_tokenizer
+from kdnotes.models import encoders
+from kdnotes.models.encoders import (
+    load_encoder,
+    load_mlm,
+    make_student,
+    packaged_minilm,
+    small_bert,
+    spaced_layers,
+    word_tokenizer,
+)
 
 LABELS = ("a", "b", "c")
 SMALL = dict(vocab_size=40, max_position_embeddings=40)

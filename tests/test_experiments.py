@@ -8,11 +8,11 @@ import time
 import pytest
 import tiny
 
-from kdnotes import experiments
-from kdnotes.experiments import ARTEFACTS, compute_all, grid, run_spec, teacher_spec
-from kdnotes.specs import PROFILES, make_spec
+from kdnotes.core.store import Store, address, unpack
+from kdnotes.experiments import runs as experiments
+from kdnotes.experiments.runs import ARTEFACTS, compute_all, grid, run_spec, teacher_spec
+from kdnotes.experiments.specs import PROFILES, make_spec
 from kdnotes.methods import METHODS
-from kdnotes.store import Store, address, unpack
 
 TIMED = ("seconds", "cost")
 

@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 from records import cost, run
 
-from kdnotes import figures
-from kdnotes.figures import draw_ladder, draw_landscape, label, readme, save_artefact
-from kdnotes.store import read_lines
-from kdnotes.tables import FAMILIES, table, table_text
-from kdnotes.tasks import Task
+from kdnotes.core.store import read_lines
+from kdnotes.data.tasks import Task
+from kdnotes.experiments import plots as figures
+from kdnotes.experiments.plots import draw_ladder, draw_landscape, label, readme, save_artefact
+from kdnotes.experiments.tables import table, table_text
+from kdnotes.learning.registry import FAMILIES
 
 TASKS = [Task(name, "single", ("text",), "label", ("no", "yes"), metrics) for name, metrics in (
     ("alpha", ("accuracy",)), ("beta", ("f1", "accuracy")), ("gamma", ("mcc", "macro_f1")), ("delta", ("accuracy",)))]

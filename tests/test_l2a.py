@@ -10,19 +10,31 @@ import torch
 from datasets import Dataset, concatenate_datasets
 from transformers import set_seed
 
-from kdnotes import experiments, specs, worlds
-from kdnotes.encoders import make_student, small_bert, word_tokenizer
-from kdnotes.knowledge import Problem
-from kdnotes.l2a import l2a
+from kdnotes.baselines.kd import fit_kd
+from kdnotes.core.store import Store, address
+from kdnotes.data import worlds
+from kdnotes.experiments import runs as experiments
+from kdnotes.experiments import specs
+from kdnotes.l2a import loop as l2a
 from kdnotes.l2a.augment_policy import AugmentPolicy, group_rewards, policy_loss, sample_gains
-from kdnotes.l2a.generator import Generator, Words, chain, chain_log_probs, corrupt, fit_generator, reinforce
-from kdnotes.l2a.generator import row_keys, transition
-from kdnotes.l2a.l2a import Loop, Plan, folds, learn_to_augment, play_round
+from kdnotes.l2a.generator import (
+    Generator,
+    Words,
+    chain,
+    chain_log_probs,
+    corrupt,
+    fit_generator,
+    reinforce,
+    row_keys,
+    transition,
+)
+from kdnotes.l2a.loop import Loop, Plan, folds, learn_to_augment, play_round
 from kdnotes.l2a.source_teacher import source_teacher
 from kdnotes.l2a.student import ABLATIONS, fit_kd_fixed_aug, fit_kd_source_mix, fit_l2a, fit_teacher_l2a, same_steps
-from kdnotes.methods import METHODS, distill, fit_kd
-from kdnotes.store import Store, address
-from kdnotes.training import Collate, encode
+from kdnotes.learning.knowledge import Problem
+from kdnotes.methods import METHODS, distill
+from kdnotes.models.encoders import make_student, small_bert, word_tokenizer
+from kdnotes.models.rows import Collate, encode
 
 NAMES = ("kitchen", "books", "dvd")
 WORLD = worlds.world("sentiment", domains=NAMES, noise=0.0)

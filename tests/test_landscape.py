@@ -13,17 +13,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoModelForMaskedLM, DistilBertConfig, DistilBertForSequenceClassification, set_seed
 
-from kdnotes.attention import look_inside
-from kdnotes.augmentation import augment, masked_lm, replacements, words_of
-from kdnotes.encoders import make_student, small_bert, word_tokenizer
-from kdnotes.export import to_onnx
-from kdnotes.knowledge import Problem
-from kdnotes.landscape.albert import factorise_embeddings, fit_albert
-from kdnotes.landscape.distilbert import alternate_layers, fit_distilbert
-from kdnotes.landscape.ladder import climb
-from kdnotes.landscape.minilm import fit_minilm, relation_loss
-from kdnotes.landscape.pkd import fit_pkd, matched_layers
-from kdnotes.landscape.qbert import (
+from kdnotes.baselines.albert import factorise_embeddings, fit_albert
+from kdnotes.baselines.distilbert import alternate_layers, fit_distilbert
+from kdnotes.baselines.ladder import climb
+from kdnotes.baselines.minilm import fit_minilm, relation_loss
+from kdnotes.baselines.pkd import fit_pkd, matched_layers
+from kdnotes.baselines.qbert import (
     assign_bits,
     fit_qbert,
     layer_eigenvalues,
@@ -36,9 +31,15 @@ from kdnotes.landscape.qbert import (
     top_eigenvalue,
     unpack_codes,
 )
-from kdnotes.landscape.tinybert import Follower, fit_tinybert, intermediate_losses
-from kdnotes.store import Store
-from kdnotes.training import Collate, encode, model_inputs
+from kdnotes.baselines.tinybert import Follower, fit_tinybert, intermediate_losses
+from kdnotes.core.store import Store
+from kdnotes.learning.augmentation import augment, replacements, words_of
+from kdnotes.learning.knowledge import Problem
+from kdnotes.learning.masked_lm import masked_lm
+from kdnotes.models.attention import look_inside
+from kdnotes.models.encoders import make_student, small_bert, word_tokenizer
+from kdnotes.models.export import to_onnx
+from kdnotes.models.rows import Collate, encode, model_inputs
 
 TOKENIZER = word_tokenizer("good bad not very film book un ##for ##tunate".split())
 LABELS = ("no", "yes")
@@ -170,7 +171,7 @@ def test_minilm_copies_the_last_layer_only(problem):
 def test_albert_needs_no_more_than_the_table_it_factorises(problem):
     """With as wide an embedding as the original, the map explains nearly all of it."""
     set_seed(0)
-    from kdnotes.landscape.albert import AlbertForSequenceClassification, albert_config
+    from kdnotes.baselines.albert import AlbertForSequenceClassification, albert_config
 
     made = AlbertForSequenceClassification(albert_config(problem.encoder.config, 16, LABELS))
     assert factorise_embeddings(problem.encoder.base_model.embeddings, made.albert) > 0.9
@@ -320,7 +321,7 @@ def test_a_saved_student_and_its_export_agree_in_a_new_process(method, problem, 
 
 
 def test_a_missing_export_package_is_one_line(problem, monkeypatch):
-    from kdnotes import export
+    from kdnotes.models import export
 
     monkeypatch.setattr(export, "_installed", lambda package: package != "onnxruntime")
     with pytest.raises(ValueError, match=r"onnxruntime is missing: pip install 'kdnotes\[export\]'"):

@@ -13,7 +13,7 @@ from torch.autograd import gradcheck
 from torch.testing import assert_close
 from transformers import BertConfig, BertForTokenClassification, BertModel
 
-from kdnotes.losses import (
+from kdnotes.learning.losses import (
     IGNORE,
     attention_kl,
     attention_score_mse,

@@ -10,18 +10,21 @@ import torch
 from datasets import Dataset, concatenate_datasets
 from transformers import AutoModelForSequenceClassification, set_seed
 
-from kdnotes import experiments, specs, worlds
-from kdnotes.encoders import make_student, small_bert, word_tokenizer
-from kdnotes.knowledge import Problem
-from kdnotes.landscape.tinybert import fit_tinybert
+from kdnotes.baselines.tinybert import fit_tinybert
+from kdnotes.core.store import Store, address
+from kdnotes.data import worlds
+from kdnotes.data.loading import load_task
+from kdnotes.data.tasks import task
+from kdnotes.experiments import runs as experiments
+from kdnotes.experiments import specs
+from kdnotes.learning.knowledge import Problem
 from kdnotes.metakd import meta_distillation, meta_teacher, prototypes
 from kdnotes.metakd.meta_distillation import domain_expertise, fit_meta_distillation, fit_mix_tinybert_kd, mean_logits
 from kdnotes.metakd.meta_teacher import DomainCorruption, false_domains, fit_meta_teacher, fit_teacher_mtl, mix_teacher
 from kdnotes.metakd.prototypes import all_rows, normalised, pool, prototype_scores, public_scores
 from kdnotes.methods import METHODS, distill
-from kdnotes.store import Store, address
-from kdnotes.tasks import load_task, task
-from kdnotes.training import encode
+from kdnotes.models.encoders import make_student, small_bert, word_tokenizer
+from kdnotes.models.rows import encode
 
 NAMES = ("books", "dvd", "kitchen")
 WORLD = worlds.world("sentiment", domains=NAMES)

@@ -13,9 +13,9 @@ from transformers import AutoModelForSequenceClassification, set_seed
 
 import kdnotes
 from kdnotes import methods
-from kdnotes.columns import read_columns
-from kdnotes.encoders import make_student, small_bert, word_tokenizer
+from kdnotes.data.columns import read_columns
 from kdnotes.methods import METHODS, distill, fine_tune
+from kdnotes.models.encoders import make_student, small_bert, word_tokenizer
 
 WORDS = "good bad not very film book".split()
 TOKENIZER = word_tokenizer(WORDS)
@@ -119,7 +119,7 @@ def test_distillation_alone_follows_the_teacher_and_not_the_labels(teachers):
     teacher = fine_tune(small_bert(TOKENIZER, 1, 32, 2), rows, select, tokenizer=TOKENIZER, epochs=8, lr=3e-3, max_length=16)
     wrong = rows.map(lambda row: {"label": 1 - row["label"]})
     student = distill(teacher, wrong, select, **QUICK | dict(epochs=8, lr=3e-3, alpha=1.0, layers=1, init="random"))
-    from kdnotes.training import encode, predict, predicted_labels
+    from kdnotes.models.rows import encode, predict, predicted_labels
 
     test = encode(data(200, 2), TOKENIZER, ("text",), "label", 16)
     agree = (predicted_labels(predict(student, test, TOKENIZER)) == predicted_labels(predict(teacher, test, TOKENIZER))).mean()

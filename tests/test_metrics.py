@@ -9,10 +9,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 
-from kdnotes import metrics
-from kdnotes.metrics import (
-    METRICS, Comparison, bootstrap, count_entities, flatten, interval, kept, majority, paired_difference,
-    pooled_difference, replicates, score,
+from kdnotes.core import metrics
+from kdnotes.core.metrics import (
+    METRICS,
+    Comparison,
+    bootstrap,
+    count_entities,
+    flatten,
+    interval,
+    kept,
+    majority,
+    paired_difference,
+    pooled_difference,
+    replicates,
+    score,
 )
 
 TAGS = ("O", "B-a", "I-a", "B-b", "I-b")

@@ -12,10 +12,10 @@ import tiny
 from typer.testing import CliRunner
 
 from kdnotes.cli import app, read_settings
-from kdnotes.experiments import grid
-from kdnotes.figures import read_table, same_table
-from kdnotes.reproduce import check_parameters, checkout, open_store, redraw, reproduce
-from kdnotes.store import Store
+from kdnotes.core.store import Store
+from kdnotes.experiments.plots import read_table, same_table
+from kdnotes.experiments.reproduce import check_parameters, checkout, open_store, redraw, reproduce
+from kdnotes.experiments.runs import grid
 
 ROOT = Path(__file__).parents[1]
 SMALL = {**tiny.RUN, "rows": 100, "teacher_rows": 150}

@@ -11,10 +11,11 @@ import torch
 from test_methods import QUICK, TOKENIZER, data, small
 from transformers import set_seed
 
-from kdnotes.encoders import make_student, small_bert
+from kdnotes.core.store import Store
+from kdnotes.learning.training import train
 from kdnotes.methods import distill
-from kdnotes.store import Store
-from kdnotes.training import Collate, encode, model_inputs, train
+from kdnotes.models.encoders import make_student, small_bert
+from kdnotes.models.rows import Collate, encode, model_inputs
 
 ROOT = Path(__file__).parents[1]
 EXACT = dict.fromkeys(("rows", "one row left", "tokens", "kd"), 1e-6)  # a mean over rows, or over labelled pieces

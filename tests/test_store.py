@@ -15,8 +15,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kdnotes import store as module
-from kdnotes.store import (
+from kdnotes.core import store as module
+from kdnotes.core.store import (
     Store,
     address,
     pack,

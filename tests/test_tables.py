@@ -8,13 +8,23 @@ import pandas as pd
 import pytest
 from records import cost, run
 
-from kdnotes.metrics import Interval, bootstrap, flatten, paired_difference, score
-from kdnotes.store import pack, unpack
-from kdnotes.tables import (
-    ABOUT, COLUMNS, TIMED, compare, finding, pooled_contrast, read_table, same_table, table, table_markdown,
-    table_text, verdict,
+from kdnotes.core.metrics import Interval, bootstrap, flatten, paired_difference, score
+from kdnotes.core.store import pack, unpack
+from kdnotes.data.tasks import Task
+from kdnotes.experiments.tables import (
+    ABOUT,
+    COLUMNS,
+    TIMED,
+    compare,
+    finding,
+    pooled_contrast,
+    read_table,
+    same_table,
+    table,
+    table_markdown,
+    table_text,
+    verdict,
 )
-from kdnotes.tasks import Task
 
 TASKS = [Task(name, "single", ("text",), "label", ("no", "yes"), metrics) for name, metrics in (
     ("alpha", ("accuracy",)), ("beta", ("f1", "accuracy")))]

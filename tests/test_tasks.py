@@ -7,8 +7,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kdnotes.splits import deal, stratified_order
-from kdnotes.tasks import TASKS, Task, as_dataset, data_sha256, folder_task, load_task, parquet_files, register, task
+from kdnotes.data.loading import as_dataset, data_sha256, folder_task, load_task, parquet_files
+from kdnotes.data.splits import deal, stratified_order
+from kdnotes.data.tasks import TASKS, Task, task
+from kdnotes.data.tasks import register_task as register
 
 datasets.disable_progress_bars()
 
@@ -105,9 +107,9 @@ def test_registry_is_consistent():
 
 
 def test_register_refuses_another_task_of_the_same_name(registry, tickets):
-    assert register(tickets) is register(tickets)
+    assert register_task(tickets) is register_task(tickets)
     with pytest.raises(ValueError, match="'tickets' is taken"):
-        register(Task("tickets", "single", ("body",), "queue", ("a", "b")))
+        register_task(Task("tickets", "single", ("body",), "queue", ("a", "b")))
 
 
 @pytest.mark.parametrize("fields, message", [
@@ -126,7 +128,7 @@ def test_a_task_that_contradicts_itself(fields, message):
 # ---- a folder of one's own
 
 def test_three_lines(registry, folder):
-    register(folder_task("tickets", folder, text="body", label="queue"))
+    register_task(folder_task("tickets", folder, text="body", label="queue"))
     data = load_task("tickets", "local", n_train=16)
     assert data["train"].features["queue"].names == ["no", "yes"] and data["train"].column_names == ["body", "queue"]
     assert {split: len(part) for split, part in data.items()} == {"train": 16, "select": 8, "report": 20}

@@ -12,8 +12,9 @@ import torch
 from datasets import Dataset
 from transformers import set_seed
 
-from kdnotes.encoders import make_student, small_bert, word_tokenizer
-from kdnotes.training import Collate, LengthGrouped, encode, gold_labels, last_checkpoint, predict, predicted_labels, train
+from kdnotes.learning.training import LengthGrouped, last_checkpoint, train
+from kdnotes.models.encoders import make_student, small_bert, word_tokenizer
+from kdnotes.models.rows import Collate, encode, gold_labels, predict, predicted_labels
 
 WORDS = "good bad not very film book".split()
 TOKENIZER = word_tokenizer(WORDS)

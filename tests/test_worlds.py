@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kdnotes import worlds
-from kdnotes._grammar import Grammar, expand
-from kdnotes.worlds import KINDS, LEXICONS, World, content_hash, plain_text, vocabulary, world
+from kdnotes.data import worlds
+from kdnotes.data.grammar import Grammar, expand
+from kdnotes.data.worlds import KINDS, LEXICONS, World, content_hash, plain_text, vocabulary, world
 
 # A change of this number is a change of every published result: bump VERSION and run everything again.
 FROZEN = (1, "d8919f09ab6c00c838230617de807229f96b704c3841924f1c4efd6d63064c5b")
