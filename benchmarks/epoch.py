@@ -107,7 +107,7 @@ def main(count: int = 512, rounds: int = 3):
     disable_progress_bars()
     torch.set_num_threads(1)
     logging.basicConfig(format="%(message)s", stream=sys.stdout)
-    logging.getLogger("kdnotes.cache").setLevel(logging.INFO)
+    logging.getLogger("kdnotes.learning.cache").setLevel(logging.INFO)
     ways = {"with cache": cached, "teacher at every step": asked_at_every_step}
     try:
         import textbrewer as library

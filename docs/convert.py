@@ -137,8 +137,10 @@ def apply_directives(cell) -> bool:
 def links(path: Path) -> str:
     """The row under a title: where to run this page, and what it exports."""
     where = quote(path.as_posix(), safe="")
-    row = [f"[Binder](https://mybinder.org/v2/gh/{owner()}/{SETTINGS['DEFAULT']['branch']}?labpath={where})",
-           f"[Colab](https://colab.research.google.com/github/{owner()}/blob/colab/{path.as_posix()})"]
+    row = [
+        f"[Binder](https://mybinder.org/v2/gh/{owner()}/{SETTINGS['DEFAULT']['branch']}?labpath={where})",
+        f"[Colab](https://colab.research.google.com/github/{owner()}/blob/colab/{path.as_posix()})",
+    ]
     exported = [f"[`{module}`](/api/{module}.md)" for module, source in modules().items() if source == path]
     return "{.where}\nRun it on " + " or ".join(row) + "".join(f", or read its reference: {name}" for name in exported) + "\n"
 
@@ -172,7 +174,7 @@ def convert(path: Path) -> nbformat.NotebookNode:
         raise ValueError(f"{path}: its first cell must begin with a title, '# ...', got {first.source[:40]!r}")
     code = [place for place, cell in enumerate(notebook.cells) if cell.cell_type == "code"]
     if code:
-        first.source = f"{head[0].rstrip()}\n\n{links(path)}\n{first.source[head.end():]}"
+        first.source = f"{head[0].rstrip()}\n\n{links(path)}\n{first.source[head.end() :]}"
     if pictures := committed(path):
         notebook.cells.insert(code[0], nbformat.v4.new_markdown_cell(pictures))
     return notebook

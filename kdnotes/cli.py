@@ -39,7 +39,7 @@ def quietly(call, *args, **kwargs):
     """Call a function; turn errors that a user can mend into one line and exit code 2."""
     for noisy in ("transformers", "datasets"):
         os.environ.setdefault(f"{noisy.upper()}_VERBOSITY", "error")
-    kept = logging.getLogger("kdnotes.cache")
+    kept = logging.getLogger("kdnotes.learning.cache")
     kept.setLevel(logging.INFO)
     kept.handlers = kept.handlers or [_Line()]
     try:

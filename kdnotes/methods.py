@@ -45,7 +45,7 @@ def fine_tune(
     train, select: `datasets.Dataset`s; the epoch is chosen on `select`.
     text, label, labels, kind: the columns, see `read_columns`.
     tokenizer: the encoder's own if None.
-    training: further arguments of `kdnotes.training.train`.
+    training: further arguments of `kdnotes.learning.training.train`.
 
     Raises
     ------
@@ -144,7 +144,7 @@ def distill(
     text, label, labels, kind: the columns, see `read_columns`.
     tokenizer: the teacher's own if None.
     encoder: the pre-trained model (or its name) that students take their first weights from; the teacher if None.
-    metric, max_length, seed, epochs, lr, batch_size, evaluations, patience, bf16, folder, progress: see `kdnotes.training.train`.
+    metric, max_length, seed, epochs, lr, batch_size, evaluations, patience, bf16, folder, progress: see `kdnotes.learning.training.train`.
     cache: where what several students share is kept, such as augmented rows.
     source: labelled rows of other domains, same columns and labels as `train`, for methods that learn from them.
     domain, target: the column of `source` that names a row's domain, and the name of the domain of `train`.

@@ -42,8 +42,8 @@ def problem(store=None, seed=0, kind="single"):
 
 @pytest.fixture
 def said(caplog):
-    caplog.set_level(logging.INFO, "kdnotes.cache")
-    return lambda: [record.message for record in caplog.records if record.name == "kdnotes.cache"]
+    caplog.set_level(logging.INFO, "kdnotes.learning.cache")
+    return lambda: [record.message for record in caplog.records if record.name == "kdnotes.learning.cache"]
 
 
 @pytest.mark.parametrize("kind", ["single", "tokens"])
@@ -101,7 +101,7 @@ WRITER = """
 import sys, time; sys.path.insert(0, "tests")
 import numpy as np, test_cache
 from kdnotes import knowledge
-from kdnotes.store import Store
+from kdnotes.core.store import Store
 predict = knowledge.predict
 def slow(*args, **kwargs):
     print("asked"); time.sleep(1)

@@ -12,7 +12,7 @@ import tiny
 
 from kdnotes.cli import read_settings
 from kdnotes.core.store import Store, address
-from kdnotes.experiments import runs as experiments
+from kdnotes.experiments.runs import runs as experiments
 from kdnotes.experiments.runs import ARTEFACTS, grid, run_spec
 from kdnotes.experiments.specs import make_spec, overrides
 

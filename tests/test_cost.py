@@ -16,8 +16,15 @@ COLUMNS = ["params", "params_no_embeddings", "size_bytes", "flops", "latency_ms"
 
 
 def config(layers=1, hidden=16, **more):
-    return BertConfig(vocab_size=50, hidden_size=hidden, num_hidden_layers=layers, num_attention_heads=2,
-                      intermediate_size=32, max_position_embeddings=32, **more)
+    return BertConfig(
+        vocab_size=50,
+        hidden_size=hidden,
+        num_hidden_layers=layers,
+        num_attention_heads=2,
+        intermediate_size=32,
+        max_position_embeddings=32,
+        **more,
+    )
 
 
 def bert(layers=1, **more):
@@ -191,7 +198,7 @@ def test_rounds_are_interleaved_and_rotate(idle, monkeypatch):
         model.name = name
     times = latency(models, 4, rounds=4, warmup=1)
     assert order[:3] == [("a", 1), ("b", 1), ("c", 1)], "warming up"
-    assert "".join(name for name, _ in order[3:]) == "abc" "bca" "cab" "abc"
+    assert "".join(name for name, _ in order[3:]) == "abcbcacababc"
     assert {calls for _, calls in order[3:]} == {3}, "4 ms are repeated until they last 10"
     assert times == {name: Latency((4.0,) * 4) for name in "abc"}
 

@@ -9,7 +9,7 @@ import pytest
 import tiny
 
 from kdnotes.core.store import Store, address, unpack
-from kdnotes.experiments import runs as experiments
+from kdnotes.experiments.runs import runs as experiments
 from kdnotes.experiments.runs import ARTEFACTS, compute_all, grid, run_spec, teacher_spec
 from kdnotes.experiments.specs import PROFILES, make_spec
 from kdnotes.methods import METHODS

@@ -1,4 +1,5 @@
 """Pictures are readable with one to four tasks and fifteen methods; an artefact is whole and the same each time."""
+
 import json
 import subprocess
 import sys
@@ -9,20 +10,30 @@ from records import cost, run
 
 from kdnotes.core.store import read_lines
 from kdnotes.data.tasks import Task
-from kdnotes.experiments import plots as figures
+from kdnotes.experiments.runs import plots as figures
 from kdnotes.experiments.plots import draw_ladder, draw_landscape, label, readme, save_artefact
 from kdnotes.experiments.tables import table, table_text
 from kdnotes.learning.registry import FAMILIES
 
-TASKS = [Task(name, "single", ("text",), "label", ("no", "yes"), metrics) for name, metrics in (
-    ("alpha", ("accuracy",)), ("beta", ("f1", "accuracy")), ("gamma", ("mcc", "macro_f1")), ("delta", ("accuracy",)))]
+TASKS = [
+    Task(name, "single", ("text",), "label", ("no", "yes"), metrics)
+    for name, metrics in (
+        ("alpha", ("accuracy",)),
+        ("beta", ("f1", "accuracy")),
+        ("gamma", ("mcc", "macro_f1")),
+        ("delta", ("accuracy",)),
+    )
+]
 SKILLS = {"majority": 0.5, "teacher": 0.92, "undistilled": 0.80, "kd": 0.86, "bilstm_soft": 0.78}
 
 
 def runs(tasks=TASKS[:2], seeds=2):
-    return [run(method, one.name, skill, seed, cost={} if method == "majority" else cost(2 + 3 * i + seed))
-            for one in tasks for i, (method, skill) in enumerate(SKILLS.items())
-            for seed in range(1 if method in ("majority", "teacher") else seeds)]
+    return [
+        run(method, one.name, skill, seed, cost={} if method == "majority" else cost(2 + 3 * i + seed))
+        for one in tasks
+        for i, (method, skill) in enumerate(SKILLS.items())
+        for seed in range(1 if method in ("majority", "teacher") else seeds)
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -40,9 +51,15 @@ CROWD = list(FAMILIES)[:17]  # of one landscape, two of them lines; no figure sh
 
 def crowd(tasks):
     rng = np.random.default_rng(3)
-    return [run(method, one.name, 0.75 + 0.15 * rng.random(),
-                cost=cost(10 ** rng.uniform(0.2, 1.4), int(10 ** rng.uniform(5.5, 7.5))))
-            if method != "majority" else run(method, one.name, 0) for one in tasks for method in CROWD]
+    return [
+        run(
+            method, one.name, 0.75 + 0.15 * rng.random(), cost=cost(10 ** rng.uniform(0.2, 1.4), int(10 ** rng.uniform(5.5, 7.5)))
+        )
+        if method != "majority"
+        else run(method, one.name, 0)
+        for one in tasks
+        for method in CROWD
+    ]
 
 
 @pytest.mark.parametrize("n", [1, 4])
@@ -71,8 +88,11 @@ def test_text_is_at_least_nine_points_and_inside_the_page(frame):
     fig = draw_landscape(frame, "a verdict")
     assert min(text.get_fontsize() for text in fig.findobj(Text) if text.get_text()) >= 9
     width, height = fig.bbox.size
-    for text in [*fig.texts, *(t for legend in fig.legends for t in legend.get_texts()),
-                 *(t for ax in fig.axes for t in (*ax.texts, ax.title, ax.xaxis.label, ax.yaxis.label))]:
+    for text in [
+        *fig.texts,
+        *(t for legend in fig.legends for t in legend.get_texts()),
+        *(t for ax in fig.axes for t in (*ax.texts, ax.title, ax.xaxis.label, ax.yaxis.label)),
+    ]:
         box = text.get_window_extent()
         assert box.x0 >= -1 and box.x1 <= width + 1 and box.y0 >= -1 and box.y1 <= height + 1, text.get_text()
 
@@ -98,8 +118,13 @@ def test_artefact_is_whole_and_the_same_each_time(records, frame, tmp_path):
 
 
 def test_readme_shows_whole_artefacts_only(records, frame, tmp_path):
-    save_artefact(tmp_path / "fig02" / "world", records, frame, draw_landscape(frame),
-                  {"command": "kdnotes figure fig02", "notebook": "nbs/figures/fig02_landscape.ipynb"})
+    save_artefact(
+        tmp_path / "fig02" / "world",
+        records,
+        frame,
+        draw_landscape(frame),
+        {"command": "kdnotes figure fig02", "notebook": "nbs/figures/fig02_landscape.ipynb"},
+    )
     (tmp_path / "fig05" / "world").mkdir(parents=True)
     text = readme(tmp_path)
     assert text == (tmp_path / "README.md").read_text() and "fig05" not in text
@@ -109,7 +134,7 @@ def test_readme_shows_whole_artefacts_only(records, frame, tmp_path):
 
 def test_import_is_light():
     heavy = "{'torch', 'matplotlib', 'seaborn', 'sklearn'}"
-    code = f"import kdnotes.figures, sys; sys.exit(bool({heavy} & set(sys.modules)))"
+    code = f"import kdnotes.experiments.plots, sys; sys.exit(bool({heavy} & set(sys.modules)))"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 

@@ -13,8 +13,8 @@ from transformers import set_seed
 from kdnotes.baselines.kd import fit_kd
 from kdnotes.core.store import Store, address
 from kdnotes.data import worlds
-from kdnotes.experiments import runs as experiments
-from kdnotes.experiments import specs
+from kdnotes.experiments.runs import runs as experiments
+from kdnotes.experiments.runs import specs
 from kdnotes.l2a import loop as l2a
 from kdnotes.l2a.augment_policy import AugmentPolicy, group_rewards, policy_loss, sample_gains
 from kdnotes.l2a.generator import (
@@ -483,8 +483,11 @@ def test_figures_12_and_13_share_their_runs():
 
 def test_teachers_of_many_rows_train_longer_unless_told_otherwise():
     names = "teacher_epochs", "teacher_steps", "teacher_lr"
-    shown = lambda **told: {s["setting"]: [s[n] for n in names] + [s["settings"].get("refine_lr")]  # noqa: E731
-                            for s in experiments.grid("fig13", "world", 1, **told) if s["method"] == "l2a"}
+    shown = lambda **told: {
+        s["setting"]: [s[n] for n in names] + [s["settings"].get("refine_lr")]  # noqa: E731
+        for s in experiments.grid("fig13", "world", 1, **told)
+        if s["method"] == "l2a"
+    }
     assert shown()["n=16"] == shown()["n=64"] == [4, 100, 1e-3, 1e-3] and shown()["n=256"] == [4, 300, 1e-3, 1e-3]
     assert shown()["n=1024"] == shown()[""] == [12, 100, 4e-4, 4e-4]
     assert shown(teacher_lr=2e-4)["n=1024"] == [12, 100, 2e-4, 4e-4]

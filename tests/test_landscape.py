@@ -346,6 +346,6 @@ def test_punctuation_is_left_alone(problem):
 
 @pytest.mark.parametrize("wrong", [dict(copies=-1), dict(share=2.0), dict(width=15)])
 def test_tinybert_checks_its_settings_before_the_long_work(wrong, problem, monkeypatch):
-    monkeypatch.setattr("kdnotes.augmentation.masked_lm", lambda *_, **__: pytest.fail("began to work"))
+    monkeypatch.setattr("kdnotes.learning.augmentation.masked_lm", lambda *_, **__: pytest.fail("began to work"))
     with pytest.raises(ValueError):
         fit_tinybert(problem, **dict(layers=2) | wrong)

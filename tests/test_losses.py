@@ -134,8 +134,9 @@ def test_ignored_tokens_do_not_count():
     longer = lengthen(logits, [1], 3, 40.0), F.pad(labels, (0, 3), value=IGNORE)
     assert_close(cross_entropy(*longer), cross_entropy(logits, labels))
     teacher = draw(TOKENS, seed=1)
-    assert_close(kd_loss(longer[0], lengthen(teacher, [1], 3, -40.0), longer[1], 0.6, 2.0),
-                 kd_loss(logits, teacher, labels, 0.6, 2.0))
+    assert_close(
+        kd_loss(longer[0], lengthen(teacher, [1], 3, -40.0), longer[1], 0.6, 2.0), kd_loss(logits, teacher, labels, 0.6, 2.0)
+    )
     assert cross_entropy(logits, torch.full_like(labels, IGNORE)) == 0
 
 
@@ -223,8 +224,7 @@ def test_whole_weights_are_repetitions():
 
 def test_only_the_ratios_of_weights_matter():
     student, teacher, weights = *draw((BATCH, WIDTH), (BATCH, WIDTH)), torch.tensor([0.2, 0.5, 0.1])
-    assert_close(soft_cross_entropy(student, teacher, weights=7 * weights),
-                 soft_cross_entropy(student, teacher, weights=weights))
+    assert_close(soft_cross_entropy(student, teacher, weights=7 * weights), soft_cross_entropy(student, teacher, weights=weights))
     assert_close(soft_cross_entropy(student, teacher, weights=torch.ones(3)), soft_cross_entropy(student, teacher))
     assert soft_cross_entropy(student, teacher, weights=torch.zeros(3)) == 0
 
@@ -287,9 +287,18 @@ def test_value_relation_is_attention_of_the_values_to_themselves():
 
 def tiny_bert(model, seed=0, **settings):
     torch.manual_seed(seed)
-    config = BertConfig(vocab_size=50, hidden_size=12, num_hidden_layers=2, num_attention_heads=3, intermediate_size=16,
-                        max_position_embeddings=16, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
-                        attn_implementation="eager", **settings)
+    config = BertConfig(
+        vocab_size=50,
+        hidden_size=12,
+        num_hidden_layers=2,
+        num_attention_heads=3,
+        intermediate_size=16,
+        max_position_embeddings=16,
+        hidden_dropout_prob=0.0,
+        attention_probs_dropout_prob=0.0,
+        attn_implementation="eager",
+        **settings,
+    )
     return model(config).double().eval()
 
 
@@ -308,12 +317,15 @@ def test_padding_a_real_encoder_further_changes_no_loss():
 
     def losses(tokens, mask):
         with torch.no_grad():
-            s, t = (model(tokens, mask, output_hidden_states=True, output_attentions=True)
-                    for model in (student, teacher))
+            s, t = (model(tokens, mask, output_hidden_states=True, output_attentions=True) for model in (student, teacher))
         states = s.hidden_states[-1], t.hidden_states[-1]
         cls = [torch.stack([layer[:, 0] for layer in out.hidden_states], 1) for out in (s, t)]
-        return [hidden_mse(*states, mask), cosine_hidden(*states, mask), normalised_cls_mse(*cls),
-                attention_kl(s.attentions[-1], t.attentions[-1], mask)]
+        return [
+            hidden_mse(*states, mask),
+            cosine_hidden(*states, mask),
+            normalised_cls_mse(*cls),
+            attention_kl(s.attentions[-1], t.attentions[-1], mask),
+        ]
 
     values = losses(tokens, mask)
     assert min(values) > 0

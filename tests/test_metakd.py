@@ -15,8 +15,8 @@ from kdnotes.core.store import Store, address
 from kdnotes.data import worlds
 from kdnotes.data.loading import load_task
 from kdnotes.data.tasks import task
-from kdnotes.experiments import runs as experiments
-from kdnotes.experiments import specs
+from kdnotes.experiments.runs import runs as experiments
+from kdnotes.experiments.runs import specs
 from kdnotes.learning.knowledge import Problem
 from kdnotes.metakd import meta_distillation, meta_teacher, prototypes
 from kdnotes.metakd.meta_distillation import domain_expertise, fit_meta_distillation, fit_mix_tinybert_kd, mean_logits

@@ -1,4 +1,5 @@
 """The metrics equal scikit-learn's and seqeval's; the bootstrap is paired, deterministic and strict."""
+
 import subprocess
 import sys
 import warnings
@@ -137,8 +138,10 @@ def test_unequal_numbers_of_seeds_can_be_compared():
 
 def test_pooling_is_the_mean_over_tasks():
     rng = np.random.default_rng(0)
-    parts = [Comparison(m, rng.integers(2, size=n), rng.integers(2, size=(2, n)), rng.integers(2, size=(2, n)))
-             for m, n in (("accuracy", 50), ("mcc", 80))]
+    parts = [
+        Comparison(m, rng.integers(2, size=n), rng.integers(2, size=(2, n)), rng.integers(2, size=(2, n)))
+        for m, n in (("accuracy", 50), ("mcc", 80))
+    ]
     expected = np.mean([paired_difference(*p).value for p in parts])
     assert pooled_difference(parts).value == pytest.approx(expected)
 
@@ -146,8 +149,7 @@ def test_pooling_is_the_mean_over_tasks():
 def test_kept_on_scores_and_on_replicates():
     assert kept(0.8, 0.9, 0.5) == pytest.approx((8 / 9, 0.75))
     assert np.isnan(kept(0.8, 0.0, 0.0)).all()
-    assert kept(np.array([0.8, 0.7]), np.array([0.9, 0.5]), 0.5).chance_corrected == pytest.approx(
-        [0.75, np.nan], nan_ok=True)
+    assert kept(np.array([0.8, 0.7]), np.array([0.9, 0.5]), 0.5).chance_corrected == pytest.approx([0.75, np.nan], nan_ok=True)
 
 
 def test_interval_leaves_out_undefined_draws():
@@ -155,19 +157,22 @@ def test_interval_leaves_out_undefined_draws():
     assert np.isnan(interval(np.array([1.0, np.nan])).low)
 
 
-@pytest.mark.parametrize("call, message", [
-    (lambda: score("accuracy", [0, 1], [0]), "expected two equal"),
-    (lambda: score("accuracy", [], []), "expected two equal"),
-    (lambda: score("accuracy", [0, 3], [0, 1], ("no", "yes")), "label ids reach from 0 to 3, expected 0 to 1"),
-    (lambda: score("accuracy", [0, 1], [-100, 1]), "prediction ids reach from -100"),
-    (lambda: score("entity_f1", [0, -100], [0, -100]), "label_names"),
-    (lambda: score("entity_f1", [0, 1], [0, 1], TAGS), "close every sentence"),
-    (lambda: score("entity_f1", [0, -100], [9, -100], TAGS), "expected 0 to 4"),
-    (lambda: bootstrap("accuracy", [0, 1], [0, 1]), "expected two equal"),
-    (lambda: bootstrap("accuracy", [0, 1], [[0, 1]], level=95), "level is 95"),
-    (lambda: pooled_difference([]), "no comparisons"),
-    (lambda: majority([], 3), "no training labels"),
-])
+@pytest.mark.parametrize(
+    "call, message",
+    [
+        (lambda: score("accuracy", [0, 1], [0]), "expected two equal"),
+        (lambda: score("accuracy", [], []), "expected two equal"),
+        (lambda: score("accuracy", [0, 3], [0, 1], ("no", "yes")), "label ids reach from 0 to 3, expected 0 to 1"),
+        (lambda: score("accuracy", [0, 1], [-100, 1]), "prediction ids reach from -100"),
+        (lambda: score("entity_f1", [0, -100], [0, -100]), "label_names"),
+        (lambda: score("entity_f1", [0, 1], [0, 1], TAGS), "close every sentence"),
+        (lambda: score("entity_f1", [0, -100], [9, -100], TAGS), "expected 0 to 4"),
+        (lambda: bootstrap("accuracy", [0, 1], [0, 1]), "expected two equal"),
+        (lambda: bootstrap("accuracy", [0, 1], [[0, 1]], level=95), "level is 95"),
+        (lambda: pooled_difference([]), "no comparisons"),
+        (lambda: majority([], 3), "no training labels"),
+    ],
+)
 def test_bad_input_is_named(call, message):
     with pytest.raises(ValueError, match=message):
         call()
@@ -189,5 +194,5 @@ def test_every_metric_is_in_its_range():
 
 def test_import_is_light():
     heavy = "{'torch', 'sklearn', 'seqeval', 'matplotlib', 'pandas'}"
-    code = f"import kdnotes.metrics, sys; sys.exit(bool({heavy} & set(sys.modules)))"
+    code = f"import kdnotes.core.metrics, sys; sys.exit(bool({heavy} & set(sys.modules)))"
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -26,12 +26,35 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 # A module imports from its own floor or one below, never from one above.
 FLOORS = (
     ("tasks", "splits", "worlds", "store", "metrics"),
-    ("encoders", "columns", "losses", "attention", "augmentation", "training", "cache", "knowledge", "cost", "demo", "export",
-     "tables"),
+    (
+        "encoders",
+        "columns",
+        "losses",
+        "attention",
+        "augmentation",
+        "training",
+        "cache",
+        "knowledge",
+        "cost",
+        "demo",
+        "export",
+        "tables",
+    ),
     ("adabert", "l2a", "metakd", "landscape"),
     ("methods", "model_card"),
-    ("specs", "published", "artefacts", "experiments", "figures", "search_figures", "figures_domains", "l2a_figures",
-     "architecture", "reproduce", "cli"),
+    (
+        "specs",
+        "published",
+        "artefacts",
+        "experiments",
+        "figures",
+        "search_figures",
+        "figures_domains",
+        "l2a_figures",
+        "architecture",
+        "reproduce",
+        "cli",
+    ),
 )
 FLOOR = {name: level for level, names in enumerate(FLOORS) for name in names}
 METHOD_ROOMS = FLOORS[2]

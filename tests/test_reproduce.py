@@ -35,7 +35,7 @@ def test_figure_notebooks_take_known_parameters_of_the_right_type_only(notebook)
 def test_a_batch_killed_three_times_and_resumed_prints_the_same_table(tmp_path):
     """Kill -9 in the middle of the batch, resume each time; the table is that of a batch nobody killed."""
     code = (
-        "import sys; sys.path.insert(0, 'tests'); from kdnotes.reproduce import reproduce;"
+        "import sys; sys.path.insert(0, 'tests'); from kdnotes.experiments.reproduce import reproduce;"
         f"reproduce(['fig02_ladder'], out=sys.argv[1], resume=True, seeds=1, **{SMALL!r})"
     )
 

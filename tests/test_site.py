@@ -76,7 +76,7 @@ def test_directives_are_done_and_taken_out():
 
 def test_names_that_can_mean_something_else_are_not_linked():
     assert "train" not in names() and "kd_loss" in names() and "from_pretrained" not in names()
-    assert link_names("`kd_loss` on `train`", "{{{}}}") == "{py:obj}`kd_loss <kdnotes.losses.kd_loss>` on `train`"
+    assert link_names("`kd_loss` on `train`", "{{{}}}") == "{py:obj}`kd_loss <kdnotes.learning.losses.kd_loss>` on `train`"
 
 
 def test_equations_are_numbered_but_not_in_code():
@@ -183,7 +183,7 @@ def test_every_module_has_its_page(pages):
 
 
 def test_docstring_parameters_are_not_taken_for_types(pages):
-    described = pages["api/kdnotes.losses.html"].select_one("dt[id='kdnotes.losses.cross_entropy']").find_next_sibling("dd")
+    described = pages["api/kdnotes.learning.losses.html"].select_one("dt[id='kdnotes.learning.losses.cross_entropy']").find_next_sibling("dd")
     first = described.select_one("dd li")
     assert first.select_one("strong").text == "logits" and "token task" in first.text and not first.select("em")
 
@@ -201,8 +201,8 @@ def test_search_knows_the_book(site, pages):
     index = (site / "searchindex.js").read_text()
     assert index.startswith("Search.setIndex(")
     known = json.loads(index.removeprefix("Search.setIndex(").removesuffix(")"))
-    assert {"nbs/54_tinybert", "api/kdnotes.losses", "figures/README"} <= set(known["docnames"])
-    assert known["terms"]["temperatur"] and "kdnotes.losses" in known["objects"]
+    assert {"nbs/54_tinybert", "api/kdnotes.learning.losses", "figures/README"} <= set(known["docnames"])
+    assert known["terms"]["temperatur"] and "kdnotes.learning.losses" in known["objects"]
 
 
 # --- in a browser -----------------------------------------------------------------------------------------------------
@@ -271,7 +271,7 @@ def test_every_page_in_a_browser(pages, address, tab):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["index.html", "nbs/54_tinybert.html", "figures/README.html", "api/kdnotes.losses.html"])
+@pytest.mark.parametrize("name", ["index.html", "nbs/54_tinybert.html", "figures/README.html", "api/kdnotes.learning.losses.html"])
 def test_page_fits_a_phone(name, address, tab):
     tab.wrong.clear()
     tab.set_viewport_size({"width": 390, "height": 800})
@@ -282,7 +282,7 @@ def test_page_fits_a_phone(name, address, tab):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("asked, page", [("temperature", "06_losses"), ("kd_loss", "kdnotes.losses"), ("patient", "53_pkd")])
+@pytest.mark.parametrize("asked, page", [("temperature", "06_losses"), ("kd_loss", "kdnotes.learning.losses"), ("patient", "53_pkd")])
 def test_search_finds(asked, page, address, tab):
     tab.wrong.clear()
     tab.goto(f"{address}/search.html?q={asked}")

@@ -261,7 +261,7 @@ def test_a_write_cut_off_by_a_limit_leaves_nothing(tmp_path):
     pytest.importorskip("resource")
     code = """
 import resource, sys
-from kdnotes.store import Store
+from kdnotes.core.store import Store
 resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
 try:
     Store(sys.argv[1]).put({"seed": 0}, {"note": "x" * 5000})
@@ -313,7 +313,7 @@ def test_old_temporary_files_are_swept_and_fresh_ones_kept(tmp_path):
 
 WRITER = """
 import sys
-from kdnotes.store import Store
+from kdnotes.core.store import Store
 store = Store(sys.argv[1])
 n = 0
 while n < int(sys.argv[2]) or sys.argv[2] == "0":
@@ -361,7 +361,7 @@ def test_a_killed_export_keeps_the_old_lines(tmp_path):
     code = """
 import os, sys
 os.fsync = lambda file: os.kill(os.getpid(), 9)
-from kdnotes.store import Store
+from kdnotes.core.store import Store
 store = Store(sys.argv[1])
 store.export_lines([r["key"] for r in store.records()][:1], sys.argv[2])
 """
@@ -375,7 +375,7 @@ store.export_lines([r["key"] for r in store.records()][:1], sys.argv[2])
 BUILDER = """
 import os, sys, time
 from pathlib import Path
-from kdnotes.store import Store
+from kdnotes.core.store import Store
 
 def build(work):
     with open(work / "steps.txt", "a") as steps:
@@ -516,7 +516,7 @@ def test_write_atomic_makes_folders_and_takes_any_text(tmp_path):
 def test_warnings_are_one_line_on_the_error_stream(tmp_path):
     fill(Store(tmp_path), 1)
     next(tmp_path.glob("runs/*/*.json")).write_text("{")
-    reader = start("import sys; from kdnotes.store import Store; Store(sys.argv[1]).records()", tmp_path)
+    reader = start("import sys; from kdnotes.core.store import Store; Store(sys.argv[1]).records()", tmp_path)
     errors = reader.communicate(timeout=30)[1]
     assert errors.count("\n") == 1 and "set aside" in errors, errors
-    assert logging.getLogger("kdnotes.store").handlers == []
+    assert logging.getLogger("kdnotes.core.store").handlers == []

@@ -1,4 +1,5 @@
 """Tables hold exactly what the metrics say, are the same each time, and refuse inconsistent records."""
+
 import io
 import subprocess
 import sys
@@ -26,17 +27,22 @@ from kdnotes.experiments.tables import (
     verdict,
 )
 
-TASKS = [Task(name, "single", ("text",), "label", ("no", "yes"), metrics) for name, metrics in (
-    ("alpha", ("accuracy",)), ("beta", ("f1", "accuracy")))]
+TASKS = [
+    Task(name, "single", ("text",), "label", ("no", "yes"), metrics)
+    for name, metrics in (("alpha", ("accuracy",)), ("beta", ("f1", "accuracy")))
+]
 SPREAD = Task("spread", "single", ("text",), "label", ("no", "yes"), domain="where", domains=("west", "east"))
 TAGGED = Task("tagged", "tokens", ("words",), "tags", ("O", "B-x", "I-x"), ("entity_f1",))
 SKILLS = {"majority": 0.5, "teacher": 0.92, "undistilled": 0.80, "kd": 0.86, "bilstm_soft": 0.78}
 
 
 def runs(tasks=TASKS, seeds=2):
-    return [run(method, one.name, skill, seed, cost={} if method == "majority" else cost(2 + 3 * i + seed))
-            for one in tasks for i, (method, skill) in enumerate(SKILLS.items())
-            for seed in range(1 if method in ("majority", "teacher") else seeds)]
+    return [
+        run(method, one.name, skill, seed, cost={} if method == "majority" else cost(2 + 3 * i + seed))
+        for one in tasks
+        for i, (method, skill) in enumerate(SKILLS.items())
+        for seed in range(1 if method in ("majority", "teacher") else seeds)
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +62,8 @@ def pick(frame, *about):
 def test_columns_are_the_contract():
     assert ",".join(COLUMNS) == (
         "artefact,profile,method,task,domain,setting,metric,value,ci_low,ci_high,seeds,n_train,n_report,published,"
-        "baseline,delta,delta_low,delta_high,params,size_bytes,flops,latency_ms,speedup,speedup_bert,note")
+        "baseline,delta,delta_low,delta_high,params,size_bytes,flops,latency_ms,speedup,speedup_bert,note"
+    )
 
 
 def test_rows_stand_in_the_order_of_tasks_methods_and_metrics(records):
@@ -94,11 +101,15 @@ def test_costs_are_medians_and_counts_stay_whole(frame):
 
 def test_a_setting_of_several_parts_is_held_against_the_first_of_them():
     """The control of a budget is not compared with all rows."""
-    found = [run(method, "alpha", skill, setting=setting) for method, skill, setting in (
-        ("kd", 0.8, "n=64, flat sources"), ("undistilled", 0.6, "n=64"), ("undistilled", 0.9, ""))]
+    found = [
+        run(method, "alpha", skill, setting=setting)
+        for method, skill, setting in (("kd", 0.8, "n=64, flat sources"), ("undistilled", 0.6, "n=64"), ("undistilled", 0.9, ""))
+    ]
     frame = table(found, "fig13", "world", TASKS[:1])
-    mine, few = (pick(frame, *about, "accuracy").value for about in (
-        ("kd", "alpha", "", "n=64, flat sources"), ("undistilled", "alpha", "", "n=64")))
+    mine, few = (
+        pick(frame, *about, "accuracy").value
+        for about in (("kd", "alpha", "", "n=64, flat sources"), ("undistilled", "alpha", "", "n=64"))
+    )
     assert pick(frame, "kd", "alpha", "", "n=64, flat sources", "accuracy").delta == pytest.approx(mine - few, abs=1e-5)
 
 
@@ -143,11 +154,14 @@ def test_published_values_and_notes_are_carried(records):
     assert row.published == 0.9 and row.note == "busy machine"
 
 
-@pytest.mark.parametrize("spoil, message", [
-    (lambda r: r + r[-1:], "expected each once"),
-    (lambda r: [*r[:-1], {**r[-1], "labels": pack([0] * 120)}], "report labels"),
-    (lambda r: [*r, run("pkd", "alpha", 0.5, profile="laptop")], "profile 'laptop', the table is of 'world'"),
-])
+@pytest.mark.parametrize(
+    "spoil, message",
+    [
+        (lambda r: r + r[-1:], "expected each once"),
+        (lambda r: [*r[:-1], {**r[-1], "labels": pack([0] * 120)}], "report labels"),
+        (lambda r: [*r, run("pkd", "alpha", 0.5, profile="laptop")], "profile 'laptop', the table is of 'world'"),
+    ],
+)
 def test_inconsistent_records_are_named(records, spoil, message):
     with pytest.raises(ValueError, match=message):
         table(spoil(records), "fig02", "world", TASKS)
@@ -197,8 +211,7 @@ def test_finding_names_the_best_student(frame):
     title, rest = finding(frame)
     assert title.startswith("kd keeps ") and title.endswith("times its speed")
     assert "clearly above undistilled on" in rest
-    assert finding(frame[frame.method != "teacher"].query("not metric.str.startswith('kept')")) == (
-        "The best student is kd", "")
+    assert finding(frame[frame.method != "teacher"].query("not metric.str.startswith('kept')")) == ("The best student is kd", "")
 
 
 def test_markdown_has_a_line_per_method(frame):
@@ -208,7 +221,7 @@ def test_markdown_has_a_line_per_method(frame):
 
 def test_import_is_light():
     heavy = "{'torch', 'matplotlib', 'seaborn', 'sklearn'}"
-    code = f"import kdnotes.tables, sys; sys.exit(bool({heavy} & set(sys.modules)))"
+    code = f"import kdnotes.experiments.tables, sys; sys.exit(bool({heavy} & set(sys.modules)))"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 

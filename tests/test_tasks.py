@@ -24,13 +24,17 @@ def own_cache(tmp_path_factory):
 
 @pytest.fixture
 def registry(monkeypatch):
-    monkeypatch.setattr("kdnotes.tasks.TASKS", dict(TASKS))
+    monkeypatch.setattr("kdnotes.data.tasks.TASKS", dict(TASKS))
 
 
 def frame(rows, start=0, labels=("no", "yes")):
-    return pd.DataFrame({"body": [f"ticket {i}" for i in range(start, start + rows)],
-                         "queue": [labels[i % len(labels)] for i in range(rows)],
-                         "site": [("north", "south")[i // 2 % 2] for i in range(rows)]})
+    return pd.DataFrame(
+        {
+            "body": [f"ticket {i}" for i in range(start, start + rows)],
+            "queue": [labels[i % len(labels)] for i in range(rows)],
+            "site": [("north", "south")[i // 2 % 2] for i in range(rows)],
+        }
+    )
 
 
 @pytest.fixture
@@ -98,6 +102,7 @@ def test_order_covers_tags():
 
 # ---- the registry
 
+
 def test_registry_is_consistent():
     assert all(name == this.name for name, this in TASKS.items())
     assert all((this.kind == "tokens") == (this.metrics == ("entity_f1",)) for this in TASKS.values())
@@ -112,20 +117,24 @@ def test_register_refuses_another_task_of_the_same_name(registry, tickets):
         register_task(Task("tickets", "single", ("body",), "queue", ("a", "b")))
 
 
-@pytest.mark.parametrize("fields, message", [
-    (dict(kind="triple"), "unknown kind 'triple'"),
-    (dict(text="body"), "takes a tuple of 1"),
-    (dict(text=("a", "b")), "takes a tuple of 1"),
-    (dict(labels=("a",)), "at least two names"),
-    (dict(labels=("a", "a")), "all different"),
-    (dict(metrics=("acuracy",)), "unknown metric 'acuracy'; expected perhaps accuracy"),
-])
+@pytest.mark.parametrize(
+    "fields, message",
+    [
+        (dict(kind="triple"), "unknown kind 'triple'"),
+        (dict(text="body"), "takes a tuple of 1"),
+        (dict(text=("a", "b")), "takes a tuple of 1"),
+        (dict(labels=("a",)), "at least two names"),
+        (dict(labels=("a", "a")), "all different"),
+        (dict(metrics=("acuracy",)), "unknown metric 'acuracy'; expected perhaps accuracy"),
+    ],
+)
 def test_a_task_that_contradicts_itself(fields, message):
     with pytest.raises(ValueError, match=message):
         Task(**{**dict(name="t", kind="single", text=("body",), label="y", labels=("a", "b")), **fields})
 
 
 # ---- a folder of one's own
+
 
 def test_three_lines(registry, folder):
     register_task(folder_task("tickets", folder, text="body", label="queue"))
@@ -189,24 +198,28 @@ def test_a_rare_label_stays_in_train(tmp_path):
 
 # ---- errors, each one line
 
+
 def fails(message, kind=ValueError, call=load_task, **arguments):
     with pytest.raises(kind, match=message) as caught:
         call(**arguments)
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("arguments, message", [
-    (dict(name="sst22"), "unknown task 'sst22'; expected perhaps sst2"),
-    (dict(name="sst2", source="disk"), "unknown source 'disk'; expected .*world"),
-    (dict(name="sst2", n_train=-1), "n_train=-1: expected a positive"),
-    (dict(name="sst2", n_report=2.5), "n_report=2.5: expected a positive"),
-    (dict(name="sst2", n_select=True), "n_select=True: expected a positive"),
-    (dict(name="sst2", budget=3), "budget=3"),
-    (dict(name="sst2", budget=30, n_select=3), "budget=30"),
-    (dict(name="amazon", domains=["book"]), "unknown domain of task 'amazon' 'book'; expected perhaps books"),
-    (dict(name="sst2", source="local", domains="books"), "'sst2' has no domain column"),
-    (dict(name="agnews"), "'agnews' has no generated world"),
-])
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (dict(name="sst22"), "unknown task 'sst22'; expected perhaps sst2"),
+        (dict(name="sst2", source="disk"), "unknown source 'disk'; expected .*world"),
+        (dict(name="sst2", n_train=-1), "n_train=-1: expected a positive"),
+        (dict(name="sst2", n_report=2.5), "n_report=2.5: expected a positive"),
+        (dict(name="sst2", n_select=True), "n_select=True: expected a positive"),
+        (dict(name="sst2", budget=3), "budget=3"),
+        (dict(name="sst2", budget=30, n_select=3), "budget=30"),
+        (dict(name="amazon", domains=["book"]), "unknown domain of task 'amazon' 'book'; expected perhaps books"),
+        (dict(name="sst2", source="local", domains="books"), "'sst2' has no domain column"),
+        (dict(name="agnews"), "'agnews' has no generated world"),
+    ],
+)
 def test_arguments_are_checked_before_any_work(arguments, message, monkeypatch):
     monkeypatch.setenv("KDNOTES_DATA", "/nowhere")
     fails(message, **arguments)
@@ -219,11 +232,20 @@ def test_folder_errors(tmp_path, monkeypatch):
     (tmp_path / "sst2").mkdir()
     fails("no train.parquet in .*; found nothing", FileNotFoundError, name="sst2", source="local", data_dir=tmp_path)
     frame(4).to_parquet(tmp_path / "sst2" / "train.parquet")
-    fails("no test.parquet or validation_matched.parquet or validation.parquet in .*; found train.parquet",
-          FileNotFoundError, name="sst2", source="local", data_dir=tmp_path)
+    fails(
+        "no test.parquet or validation_matched.parquet or validation.parquet in .*; found train.parquet",
+        FileNotFoundError,
+        name="sst2",
+        source="local",
+        data_dir=tmp_path,
+    )
     frame(4).to_parquet(tmp_path / "sst2" / "validation.parquet")
-    fails("train.parquet' has no column 'sentence' or 'label'; found body, queue, site",
-          name="sst2", source="local", data_dir=tmp_path)
+    fails(
+        "train.parquet' has no column 'sentence' or 'label'; found body, queue, site",
+        name="sst2",
+        source="local",
+        data_dir=tmp_path,
+    )
 
 
 def test_data_errors(folder, tickets):
@@ -232,14 +254,14 @@ def test_data_errors(folder, tickets):
         (frame(80) if train is None else train).to_parquet(folder / "train.parquet")
         return dict(name=tickets, source="local")
 
-    fails("cannot read the files in .*: Couldn't cast array of type .*string to null",
-          **after(train=frame(80).assign(queue=None)))
+    fails(
+        "cannot read the files in .*: Couldn't cast array of type .*string to null", **after(train=frame(80).assign(queue=None))
+    )
     fails("row 0 has queue='maybe'; expected no, yes or an id below 2", **after(frame(20, 0, ("maybe",))))
     fails("row 3 has body=None; expected a text", **after(frame(20).assign(body=["a", "b", "c", None] * 5)))
     fails("holds only the label 'yes'", **after(train=frame(80, 0, ("yes",))))
     fails("train.parquet' holds no rows", **after(train=frame(80)[:0]))
-    fails("no labelled rows to train on; looked for train",
-          **after(train=frame(80, 0, (None,)).astype({"queue": "str"})))
+    fails("no labelled rows to train on; looked for train", **after(train=frame(80, 0, (None,)).astype({"queue": "str"})))
     fails("no labelled rows to report on; looked for test or", **after(frame(20, 0, (None,)).astype({"queue": "str"})))
     fails("no labelled rows of domain south to report on", **after(frame(20).assign(site="north")), domains="south")
     fails("999 rows to train on and 8 to select on: there are only 80", **after(), n_train=999)
@@ -257,27 +279,47 @@ def test_damaged_files(folder, tickets):
 
 
 def test_words_and_tags_must_match():
-    fails("row 0 has 2 words and 1 tags", call=as_dataset, task=task("conll2003"),
-          rows={"tokens": [["a", "b"]], "ner_tags": [[0]]})
-    fails("row 0 has ner_tags=0; expected a list of O, B-PER", call=as_dataset, task=task("conll2003"),
-          rows={"tokens": [["a"]], "ner_tags": [0]})
-    fails("row 0 has tokens=3; expected a list of words", call=as_dataset, task=task("conll2003"),
-          rows={"tokens": [3], "ner_tags": [[0]]})
-    fails("row 1 has label=7; expected negative, positive or an id below 2", call=as_dataset, task=task("sst2"),
-          rows={"sentence": ["a", "b"], "label": [0, 7]})
-    fails(r"row 0 has label=\[0\]; expected negative, positive", call=as_dataset, task=task("sst2"),
-          rows={"sentence": ["a"], "label": [[0]]})
+    fails(
+        "row 0 has 2 words and 1 tags", call=as_dataset, task=task("conll2003"), rows={"tokens": [["a", "b"]], "ner_tags": [[0]]}
+    )
+    fails(
+        "row 0 has ner_tags=0; expected a list of O, B-PER",
+        call=as_dataset,
+        task=task("conll2003"),
+        rows={"tokens": [["a"]], "ner_tags": [0]},
+    )
+    fails(
+        "row 0 has tokens=3; expected a list of words",
+        call=as_dataset,
+        task=task("conll2003"),
+        rows={"tokens": [3], "ner_tags": [[0]]},
+    )
+    fails(
+        "row 1 has label=7; expected negative, positive or an id below 2",
+        call=as_dataset,
+        task=task("sst2"),
+        rows={"sentence": ["a", "b"], "label": [0, 7]},
+    )
+    fails(
+        r"row 0 has label=\[0\]; expected negative, positive",
+        call=as_dataset,
+        task=task("sst2"),
+        rows={"sentence": ["a"], "label": [[0]]},
+    )
 
 
 # ---- the hub, its network replaced
 
 HUB_CALLS = {
     **{name: ("nyu-mll/glue", name, None) for name in ("sst2", "mrpc", "qqp", "qnli", "rte")},
-    "mnli": ("nyu-mll/multi_nli", None, None), "scitail": ("allenai/scitail", "tsv_format", None),
+    "mnli": ("nyu-mll/multi_nli", None, None),
+    "scitail": ("allenai/scitail", "tsv_format", None),
     "clinc150": ("clinc/clinc_oos", "plus", None),
     "conll2003": ("eriktks/conll2003", None, "refs/convert/parquet"),
-    "snips": ("bkonkle/snips-joint-intent", None, None), "snips_slots": ("bkonkle/snips-joint-intent", None, None),
-    "agnews": ("fancyzhx/ag_news", None, None), "imdb": ("stanfordnlp/imdb", None, None),
+    "snips": ("bkonkle/snips-joint-intent", None, None),
+    "snips_slots": ("bkonkle/snips-joint-intent", None, None),
+    "agnews": ("fancyzhx/ag_news", None, None),
+    "imdb": ("stanfordnlp/imdb", None, None),
 }
 
 
@@ -296,8 +338,10 @@ def raw(this, labels, where="", names=None):
     """A hub split with the task's columns under the hub's names, and one column that nobody asked for."""
     theirs = {ours: old for old, ours in this.hub_columns.items()}
     tokens = this.kind == "tokens"
-    rows = {theirs.get(name, name): [f"{where} {i}".split() if tokens else f"{where} {i}" for i in range(len(labels))]
-            for name in this.text}
+    rows = {
+        theirs.get(name, name): [f"{where} {i}".split() if tokens else f"{where} {i}" for i in range(len(labels))]
+        for name in this.text
+    }
     rows |= {this.label: [[0, i] for i in labels] if tokens else labels, "idx": list(range(len(labels)))}
     rows |= {this.domain: [this.domains[i % len(this.domains)] for i in range(len(labels))]} if this.domain else {}
     split = datasets.Dataset.from_dict(rows)
@@ -309,8 +353,10 @@ def raw(this, labels, where="", names=None):
 def test_hub_calls(name, monkeypatch):
     this = task(name)
     labels = [i % len(this.labels) for i in range(2 * len(this.labels) + 20)]
-    calls = hub(monkeypatch, {"train": raw(this, labels, "train"), "test": raw(this, labels, "test"),
-                              "validation": raw(this, labels, "dev")})
+    calls = hub(
+        monkeypatch,
+        {"train": raw(this, labels, "train"), "test": raw(this, labels, "test"), "validation": raw(this, labels, "dev")},
+    )
     data = load_task(name, "hub")
     assert calls == [HUB_CALLS[name]]
     assert data["train"].column_names == list(this.columns)
@@ -320,31 +366,38 @@ def test_hub_calls(name, monkeypatch):
 def test_every_task_is_on_the_hub_or_says_so(monkeypatch):
     assert set(TASKS) - set(HUB_CALLS) == {"amazon", "amazon_flat", "mnli_flat"}
     calls = hub(monkeypatch, {})
-    fails("'amazon': the hub has no copy with columns text, label, domain; use source='local'",
-          name="amazon", source="hub")
+    fails("'amazon': the hub has no copy with columns text, label, domain; use source='local'", name="amazon", source="hub")
     assert not calls
 
 
 def test_unlabelled_test_split_is_not_reported_on(monkeypatch):
     this = task("sst2")
-    hub(monkeypatch, {"train": raw(this, [0, 1, -1] * 10), "test": raw(this, [-1] * 9),
-                      "validation": raw(this, [0, 1, -1])})
+    hub(monkeypatch, {"train": raw(this, [0, 1, -1] * 10), "test": raw(this, [-1] * 9), "validation": raw(this, [0, 1, -1])})
     data = load_task("sst2", "hub")
     assert len(data["report"]) == 2 and len(data["train"]) + len(data["select"]) == 20
 
 
 def test_mnli_reports_on_matched(monkeypatch):
     this = task("mnli")
-    hub(monkeypatch, {"train": raw(this, [0, 1, 2] * 20), "validation_matched": raw(this, [0, 1, 2] * 5, "matched"),
-                      "validation_mismatched": raw(this, [0, 1, 2] * 5, "mismatched")})
+    hub(
+        monkeypatch,
+        {
+            "train": raw(this, [0, 1, 2] * 20),
+            "validation_matched": raw(this, [0, 1, 2] * 5, "matched"),
+            "validation_mismatched": raw(this, [0, 1, 2] * 5, "mismatched"),
+        },
+    )
     data = load_task("mnli", "hub", domains=["slate", "travel"])
     assert all(row["premise"].startswith("matched") for row in data["report"])
     assert {row["genre"] for part in data.values() for row in part} == {"slate", "travel"}
 
 
 def test_snips_text_is_split_into_words(monkeypatch):
-    rows = {"input": ["play some jazz", "rate it 5"] * 10, "intent": ["PlayMusic", "RateBook"] * 10,
-            "slots": ["O O B-genre", "O O B-rating_value"] * 10}
+    rows = {
+        "input": ["play some jazz", "rate it 5"] * 10,
+        "intent": ["PlayMusic", "RateBook"] * 10,
+        "slots": ["O O B-genre", "O O B-rating_value"] * 10,
+    }
     hub(monkeypatch, {"train": datasets.Dataset.from_dict(rows), "test": datasets.Dataset.from_dict(rows)})
     row = next(row for row in load_task("snips_slots", "hub")["report"] if row["tokens"][0] == "play")
     assert row["tokens"] == ["play", "some", "jazz"]
@@ -356,8 +409,9 @@ def test_snips_text_is_split_into_words(monkeypatch):
 def test_swapped_label_names_are_an_error(monkeypatch):
     this = task("rte")
     hub(monkeypatch, {"train": raw(this, [0, 1] * 9, names=this.labels[::-1]), "test": raw(this, [0, 1])})
-    fails("hub rte/train: the labels are not_entailment, entailment; expected entailment, not_entailment",
-          name="rte", source="hub")
+    fails(
+        "hub rte/train: the labels are not_entailment, entailment; expected entailment, not_entailment", name="rte", source="hub"
+    )
 
 
 def test_no_network(monkeypatch):
@@ -365,11 +419,15 @@ def test_no_network(monkeypatch):
         raise ConnectionError("Couldn't reach the hub\nand a long story")
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
-    fails("cannot load 'nyu-mll/glue' from the hub .Couldn't reach the hub.; source='world' needs no network",
-          name="sst2", source="hub")
+    fails(
+        "cannot load 'nyu-mll/glue' from the hub .Couldn't reach the hub.; source='world' needs no network",
+        name="sst2",
+        source="hub",
+    )
 
 
 # ---- fingerprints
+
 
 def test_fingerprints(tickets, folder, monkeypatch):
     before = data_sha256(tickets, "local")
@@ -387,9 +445,10 @@ def test_fingerprints(tickets, folder, monkeypatch):
 
 # ---- worlds
 
+
 @pytest.mark.parametrize("name", [name for name, this in TASKS.items() if this.world])
 def test_world(name):
-    pytest.importorskip("kdnotes.worlds")
+    pytest.importorskip("kdnotes.data.worlds")
     this, data = task(name), load_task(name)
     assert {split: len(part) for split, part in data.items()} == {"train": 5400, "select": 600, "report": 1500}
     texts = {split: {str([row[column] for column in this.text]) for row in part} for split, part in data.items()}
@@ -402,7 +461,7 @@ def test_world(name):
 
 
 def test_world_of_other_domains():
-    pytest.importorskip("kdnotes.worlds")
+    pytest.importorskip("kdnotes.data.worlds")
     assert load_task("sst2", domains="kitchen")["train"][:] != load_task("sst2")["train"][:]
     assert data_sha256("sst2") == data_sha256("sst2") != data_sha256("mrpc")
 
@@ -410,11 +469,20 @@ def test_world_of_other_domains():
 # ---- the real data sets
 
 REAL = {  # train rows, report rows, train rows of each label where few
-    "sst2": (67349, 872, [29780, 37569]), "mrpc": (3668, 408, [1194, 2474]), "rte": (2490, 277, [1249, 1241]),
-    "qnli": (4462, 1001, None), "qqp": (31436, 10000, None), "mnli": (43748, 9815, None),
-    "amazon": (5600, 1600, [2800, 2800]), "scitail": (548, 2126, [273, 275]), "snips": (13084, 700, None),
-    "snips_slots": (13084, 700, None), "clinc150": (15250, 5500, None), "conll2003": (14041, 3453, None),
-    "imdb": (25000, 25000, [12500, 12500]), "agnews": (18278, 7600, None),
+    "sst2": (67349, 872, [29780, 37569]),
+    "mrpc": (3668, 408, [1194, 2474]),
+    "rte": (2490, 277, [1249, 1241]),
+    "qnli": (4462, 1001, None),
+    "qqp": (31436, 10000, None),
+    "mnli": (43748, 9815, None),
+    "amazon": (5600, 1600, [2800, 2800]),
+    "scitail": (548, 2126, [273, 275]),
+    "snips": (13084, 700, None),
+    "snips_slots": (13084, 700, None),
+    "clinc150": (15250, 5500, None),
+    "conll2003": (14041, 3453, None),
+    "imdb": (25000, 25000, [12500, 12500]),
+    "agnews": (18278, 7600, None),
 }
 
 

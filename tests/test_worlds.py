@@ -186,7 +186,8 @@ def test_unknown_domain_mixes_the_domains():
     mean = np.mean([math.exp(here.log_prob(text, domain)) for domain in here.domains])
     assert math.exp(here.log_prob(text)) == pytest.approx(mean)
     assert here.posterior(text)["positive"] == pytest.approx(  # hot is good in three of the domains
-        sum(math.exp(here.log_prob(text, d)) for d in ("books", "kitchen", "travel")) / (5 * mean), abs=1e-3)
+        sum(math.exp(here.log_prob(text, d)) for d in ("books", "kitchen", "travel")) / (5 * mean), abs=1e-3
+    )
 
 
 # ---- meaning

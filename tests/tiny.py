@@ -1,7 +1,7 @@
 """Sizes so small that a whole run takes about a second; imported by tests and by the processes that tests start."""
 
 from kdnotes.core.store import Store
-from kdnotes.experiments import runs as experiments
+from kdnotes.experiments.runs import runs as experiments
 
 ENCODER = dict(layers=2, width=32, heads=2, sentences=400, epochs=1)
 RUN = dict(rows=120, teacher_rows=200, epochs=2, teacher_epochs=1, layers=2, width=16, heads=2, max_length=24,
@@ -14,6 +14,7 @@ SMALL_SEARCH = {name: SEARCH for name in ("adabert", "adabert_undistilled", "ada
 def run(folder, method="kd", task="sst2", seed=0, **changes):
     """One tiny run in the store at `folder`."""
     return experiments.run(method, task, seed, store=Store(folder), **(RUN | changes))
+
 
 L2A = ("l2a", "teacher_l2a", "l2a_no_critic", "l2a_no_selector", "l2a_fixed_generator", "l2a_no_source", "l2a_no_generator")
 SCARCE = dict(rounds=1, groups=2, group_rows=4, refine=1, learn=1, read=2, extra=8, layers=1)

@@ -94,9 +94,6 @@ def op_cost(name: str, width: int, length: int = 64) -> tuple[int, float]:
         op(torch.ones(1, width, length), torch.ones(1, 1, length))
     return sum(p.numel() for p in op.parameters()), counter.get_total_flops() / length
 
-
-
-
 # %% ../../nbs/adabert/02_search_space.ipynb #cell-025
 NODES = 3
 EDGES = tuple((source, node) for node in range(2, 2 + NODES) for source in range(node))

@@ -22,7 +22,7 @@ def relation_loss(ours: Attention, theirs: Attention, mask: torch.Tensor) -> tor
 
     Parameters
     ----------
-    ours, theirs: the last layer of student and teacher, see `kdnotes.attention`.
+    ours, theirs: the last layer of student and teacher, see `kdnotes.models.attention`.
     mask: attention mask `(batch, seq)`.
 
     Raises

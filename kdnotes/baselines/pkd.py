@@ -87,8 +87,10 @@ def fit_pkd(
     if beta < 0:
         raise ValueError(f"beta={beta} must not be negative")
     if problem.encoder.config.hidden_size != teacher.config.hidden_size:
-        raise ValueError(f"patient distillation needs equal widths, the teacher has {teacher.config.hidden_size}, "
-                         f"the encoder {problem.encoder.config.hidden_size}")
+        raise ValueError(
+            f"patient distillation needs equal widths, the teacher has {teacher.config.hidden_size}, "
+            f"the encoder {problem.encoder.config.hidden_size}"
+        )
     layers = layers or max(2, (depth + 1) // 2)
     taught = add_teacher_cls(problem.taught, teacher, problem.tokenizer, matched_layers(layers, depth, strategy),
                              cache=problem.cache)  # fmt: skip

@@ -18,8 +18,7 @@ import numpy as np
 IGNORE = -100  # the label id that transformers and torch skip
 
 
-def count_classes(labels: Sequence[int], predictions: Sequence[int],
-                  label_names: Sequence[str] | None = None) -> np.ndarray:
+def count_classes(labels: Sequence[int], predictions: Sequence[int], label_names: Sequence[str] | None = None) -> np.ndarray:
     """Count per example, for each class: right, said, true.
 
     Parameters
@@ -48,8 +47,7 @@ def count_classes(labels: Sequence[int], predictions: Sequence[int],
 def _same_shape(labels, predictions) -> tuple[np.ndarray, np.ndarray]:
     labels, predictions = np.asarray(labels, dtype=int), np.asarray(predictions, dtype=int)
     if labels.ndim != 1 or labels.shape != predictions.shape or not labels.size:
-        raise ValueError(f"labels have shape {labels.shape} and predictions {predictions.shape}, "
-                         "expected two equal (examples,)")
+        raise ValueError(f"labels have shape {labels.shape} and predictions {predictions.shape}, expected two equal (examples,)")
     return labels, predictions
 
 # %% ../../nbs/core/04_metrics.ipynb #cell-012
@@ -115,8 +113,10 @@ def count_entities(labels: Sequence, predictions: Sequence, label_names: Sequenc
         raise ValueError(f"flat labels must close every sentence with {IGNORE}; the last id is {labels[-1]}")
     sentence, n = np.cumsum(ends), int(ends.sum())
     said, true = (set(get_entities(_tags(ids, ends, label_names))) for ids in (predictions, labels))
-    per_sentence = [np.bincount(sentence[[start for _, start, _ in found]], minlength=n) if found else np.zeros(n)
-                    for found in (said & true, said, true)]
+    per_sentence = [
+        np.bincount(sentence[[start for _, start, _ in found]], minlength=n) if found else np.zeros(n)
+        for found in (said & true, said, true)
+    ]
     return np.stack(per_sentence, axis=1)[..., None].astype(np.float32)
 
 
@@ -183,8 +183,14 @@ def _weights(n: int, draws: int, stream: tuple[int, ...]) -> np.ndarray:
     return weights
 
 # %% ../../nbs/core/04_metrics.ipynb #cell-035
-def replicates(metric: str, labels: Sequence, predictions: Sequence, label_names: Sequence[str] | None = None,
-               draws: int = 2000, seed: int = 0) -> np.ndarray:
+def replicates(
+    metric: str,
+    labels: Sequence,
+    predictions: Sequence,
+    label_names: Sequence[str] | None = None,
+    draws: int = 2000,
+    seed: int = 0,
+) -> np.ndarray:
     """Score the split as it is and as drawn again: `(1 + draws,)`, first the observed mean over seeds.
 
     The draws depend only on the numbers of examples and of seeds and on `seed`. Replicates of two methods on the same
@@ -236,15 +242,29 @@ def interval(replicates: np.ndarray, level: float = LEVEL) -> Interval:
     return Interval(float(value), float(low), float(high))
 
 
-def bootstrap(metric: str, labels: Sequence, predictions: Sequence, label_names: Sequence[str] | None = None,
-              draws: int = 2000, level: float = LEVEL, seed: int = 0) -> Interval:
+def bootstrap(
+    metric: str,
+    labels: Sequence,
+    predictions: Sequence,
+    label_names: Sequence[str] | None = None,
+    draws: int = 2000,
+    level: float = LEVEL,
+    seed: int = 0,
+) -> Interval:
     """Mean score over seeds with its percentile interval over seeds and examples; parameters as `replicates`."""
     return interval(replicates(metric, labels, predictions, label_names, draws, seed), level)
 
 # %% ../../nbs/core/04_metrics.ipynb #cell-051
-def paired_difference(metric: str, labels: Sequence, a: Sequence, b: Sequence,
-                      label_names: Sequence[str] | None = None, draws: int = 2000, level: float = LEVEL,
-                      seed: int = 0) -> Interval:
+def paired_difference(
+    metric: str,
+    labels: Sequence,
+    a: Sequence,
+    b: Sequence,
+    label_names: Sequence[str] | None = None,
+    draws: int = 2000,
+    level: float = LEVEL,
+    seed: int = 0,
+) -> Interval:
     """Score of `a` minus score of `b` on the same drawn examples; parameters as `replicates`.
 
     Seeds are drawn together where `a` and `b` have equally many, else separately.
@@ -263,8 +283,7 @@ class Comparison(NamedTuple):
     label_names: Sequence[str] | None = None
 
 
-def pooled_difference(comparisons: Sequence[Comparison], draws: int = 2000, level: float = LEVEL,
-                      seed: int = 0) -> Interval:
+def pooled_difference(comparisons: Sequence[Comparison], draws: int = 2000, level: float = LEVEL, seed: int = 0) -> Interval:
     """Mean over tasks of the paired difference `a` minus `b`; tasks fixed, examples and seeds drawn within each.
 
     Raises

@@ -423,8 +423,9 @@ def _shorten(argument: str) -> str:
     return name + equals + (Path(value).name if Path(value).is_absolute() else value)
 
 # %% ../../nbs/core/03_store.ipynb #cell-071
-def provenance(device: str = "cpu", start: str | None = None, seconds: float | None = None,
-               command: Sequence[str] | None = None) -> dict:
+def provenance(
+    device: str = "cpu", start: str | None = None, seconds: float | None = None, command: Sequence[str] | None = None
+) -> dict:
     """What made a result, fit to be published: no absolute paths, no host name.
 
     Parameters

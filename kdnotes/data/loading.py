@@ -57,8 +57,9 @@ def as_dataset(task: Task, rows: Mapping[str, Sequence], where: str = "data", do
         except (KeyError, TypeError):
             names = ", ".join(task.labels[:8]) + (", ..." if len(task.labels) > 8 else "")
             names += f" or an id below {len(task.labels)}" if 0 in ids else ""
-            raise ValueError(f"{where}: row {i} has {task.label}={row[task.label]!r}; expected "
-                             f"{'a list of ' if tokens else ''}{names}") from None
+            raise ValueError(
+                f"{where}: row {i} has {task.label}={row[task.label]!r}; expected {'a list of ' if tokens else ''}{names}"
+            ) from None
         for name in task.text:
             if not isinstance(row[name], list if tokens else str):
                 expected = "a list of words" if tokens else "a text"
@@ -91,17 +92,23 @@ def parquet_files(task: Task, data_dir: str | os.PathLike | None = None) -> dict
     """
     folder, root = Path(task.folder or task.name), data_dir or os.environ.get("KDNOTES_DATA")
     if not root and not folder.is_absolute():
-        raise FileNotFoundError(f"no data folder for task {task.name!r}: pass data_dir, or set the environment "
-                                f"variable KDNOTES_DATA to the folder that holds {str(folder)!r}")
+        raise FileNotFoundError(
+            f"no data folder for task {task.name!r}: pass data_dir, or set the environment "
+            f"variable KDNOTES_DATA to the folder that holds {str(folder)!r}"
+        )
     folder = Path(root or "/").expanduser() / folder
     if not folder.is_dir():
         raise FileNotFoundError(f"no folder {str(folder)!r} for task {task.name!r}; check data_dir or KDNOTES_DATA")
-    found = {split: sorted(map(str, [*folder.glob(f"{split}.parquet"), *folder.glob(f"{split}-*.parquet")]))
-             for split in ("train", *REPORT_SPLITS)}
+    found = {
+        split: sorted(map(str, [*folder.glob(f"{split}.parquet"), *folder.glob(f"{split}-*.parquet")]))
+        for split in ("train", *REPORT_SPLITS)
+    }
     for wanted in (("train",), REPORT_SPLITS):
         if not any(found[split] for split in wanted):
-            raise FileNotFoundError(f"no {' or '.join(f'{split}.parquet' for split in wanted)} in {str(folder)!r}; "
-                                    f"found {', '.join(sorted(os.listdir(folder))) or 'nothing'}")
+            raise FileNotFoundError(
+                f"no {' or '.join(f'{split}.parquet' for split in wanted)} in {str(folder)!r}; "
+                f"found {', '.join(sorted(os.listdir(folder))) or 'nothing'}"
+            )
     return {split: files for split, files in found.items() if files}
 
 # %% ../../nbs/data/03_loading.ipynb #cell-029
@@ -133,15 +140,17 @@ def _read_hub(task: Task):
     from datasets import load_dataset
 
     if not task.hub_id:
-        raise ValueError(f"task {task.name!r}: the hub has no copy with columns {', '.join(task.columns)}; "
-                         "use source='local'")
+        raise ValueError(f"task {task.name!r}: the hub has no copy with columns {', '.join(task.columns)}; use source='local'")
     try:
         splits = load_dataset(task.hub_id, task.hub_config, revision=task.hub_revision)
     except Exception as error:
-        raise ValueError(f"cannot load {task.hub_id!r} from the hub ({_first_line(error)}); "
-                         "source='world' needs no network") from error
-    return {name: split.rename_columns({old: new for old, new in task.hub_columns.items() if new in task.columns})
-            for name, split in splits.items()}
+        raise ValueError(
+            f"cannot load {task.hub_id!r} from the hub ({_first_line(error)}); source='world' needs no network"
+        ) from error
+    return {
+        name: split.rename_columns({old: new for old, new in task.hub_columns.items() if new in task.columns})
+        for name, split in splits.items()
+    }
 
 # %% ../../nbs/data/03_loading.ipynb #cell-034
 WORLD_ROWS = {"train": 6000, "test": 1500}
@@ -171,8 +180,10 @@ def _read_world(task: Task, domains: tuple[str, ...]) -> dict[str, dict[str, lis
             raise ValueError(f"world {task.world!r} is too small: most of its texts are in report")
         train += [row for row in sample("train", seed) if text(row) not in reported]
         seed += 1
-    return {split: dict(zip(task.columns, map(list, zip(*rows, strict=True)), strict=True))
-            for split, rows in (("train", train[: WORLD_ROWS["train"]]), ("test", report))}
+    return {
+        split: dict(zip(task.columns, map(list, zip(*rows, strict=True)), strict=True))
+        for split, rows in (("train", train[: WORLD_ROWS["train"]]), ("test", report))
+    }
 
 # %% ../../nbs/data/03_loading.ipynb #cell-036
 SOURCES = ("world", "local", "hub")
@@ -189,8 +200,9 @@ def _raw(task: Task, source: str, data_dir: str | os.PathLike | None = None, dom
         feature = splits[name].features.get(task.label)
         names = getattr(getattr(feature, "feature", feature), "names", None) or task.labels
         if tuple(names) != task.labels:
-            raise ValueError(f"{source} {task.name}/{name}: the labels are {', '.join(names[:8])}; "
-                             f"expected {', '.join(task.labels[:8])}")
+            raise ValueError(
+                f"{source} {task.name}/{name}: the labels are {', '.join(names[:8])}; expected {', '.join(task.labels[:8])}"
+            )
         present = [column for column in splits[name].column_names if column in task.columns]
         raw[name] = splits[name].select_columns(present).to_dict()
     return raw
@@ -205,17 +217,27 @@ def _train_and_report(task: Task, raw: dict, where: str, domains: tuple[str, ...
                 rows = as_dataset(task, raw[name], f"{where}/{name}", domains if task.domain else ())
                 splits |= {role: rows} if len(rows) else {}
         if role not in splits:
-            raise ValueError(f"{where}: no labelled rows{within} to {role} on; looked for {' or '.join(names)}, "
-                             f"found {', '.join(raw)}")
+            raise ValueError(
+                f"{where}: no labelled rows{within} to {role} on; looked for {' or '.join(names)}, found {', '.join(raw)}"
+            )
     labels = splits["train"][task.label][:]
     if len(only := {tag for label in labels for tag in (label if task.kind == "tokens" else [label])}) < 2:
         raise ValueError(f"{where}/train{within} holds only the label {task.labels[only.pop()]!r}; expected two")
     return splits["train"], splits["report"]
 
 # %% ../../nbs/data/03_loading.ipynb #cell-040
-def load_task(name: str | Task, source: str = "world", *, data_dir: str | os.PathLike | None = None,
-              n_train: int | None = None, n_select: int | None = None, n_report: int | None = None,
-              budget: int | None = None, domains: str | Iterable[str] | None = None, seed: int = 0):
+def load_task(
+    name: str | Task,
+    source: str = "world",
+    *,
+    data_dir: str | os.PathLike | None = None,
+    n_train: int | None = None,
+    n_select: int | None = None,
+    n_report: int | None = None,
+    budget: int | None = None,
+    domains: str | Iterable[str] | None = None,
+    seed: int = 0,
+):
     """Load a task as a `DatasetDict` with `train`, `select` and `report`, original column names, and label ids.
 
     Parameters
@@ -223,7 +245,7 @@ def load_task(name: str | Task, source: str = "world", *, data_dir: str | os.Pat
     name : a name in `TASKS`, or a `Task`.
     source : `world`, `local` or `hub`.
     data_dir : for `local`, the folder that holds the task's folder; `KDNOTES_DATA` by default.
-    n_train, n_select : rows to train and to select on, see `kdnotes.splits.deal`.
+    n_train, n_select : rows to train and to select on, see `kdnotes.data.splits.deal`.
     n_report : rows to report on; all by default, and the same for every seed.
     budget : rows to train and to select on together, a quarter of them to select.
     domains : keep only these domains, in all three splits. A world without a domain column is drawn from them.
@@ -262,8 +284,16 @@ def load_task(name: str | Task, source: str = "world", *, data_dir: str | os.Pat
     return DatasetDict(train=train.select(rows), select=train.select(chosen), report=report.select(reported))
 
 # %% ../../nbs/data/03_loading.ipynb #cell-047
-def folder_task(name: str, folder: str | os.PathLike, *, text: str | Sequence[str], label: str,
-                labels: Sequence[str] | None = None, domain: str | None = None, **fields) -> Task:
+def folder_task(
+    name: str,
+    folder: str | os.PathLike,
+    *,
+    text: str | Sequence[str],
+    label: str,
+    labels: Sequence[str] | None = None,
+    domain: str | None = None,
+    **fields,
+) -> Task:
     """Describe a folder of parquet files as a task; `register_task` it to use it by name.
 
     Parameters
@@ -282,15 +312,28 @@ def folder_task(name: str, folder: str | os.PathLike, *, text: str | Sequence[st
     """
     text = (text,) if isinstance(text, str) else tuple(text)
     folder = Path(folder).expanduser()
-    found = Task(name, "pair" if len(text) == 2 else "single", text, label, ("a", "b"), domain=domain,
-                 folder=str(folder.resolve() if folder.exists() else folder))
+    found = Task(
+        name,
+        "pair" if len(text) == 2 else "single",
+        text,
+        label,
+        ("a", "b"),
+        domain=domain,
+        folder=str(folder.resolve() if folder.exists() else folder),
+    )
     rows = _read_local(found, None)["train"]
     tokens = len(rows) > 0 and isinstance(rows[0][label], list)
     values = {tag for value in rows[label][:] for tag in (value if tokens else [value])} - {None}
-    return Task(**{**vars(found), "kind": "tokens" if tokens else found.kind,
-                   "labels": tuple(labels or (v if isinstance(v, str) else f"{v:g}" for v in sorted(values))),
-                   "domains": tuple(sorted({str(value) for value in rows[domain][:]})) if domain else (),
-                   "metrics": ("entity_f1",) if tokens else ("accuracy",), **fields})
+    return Task(
+        **{
+            **vars(found),
+            "kind": "tokens" if tokens else found.kind,
+            "labels": tuple(labels or (v if isinstance(v, str) else f"{v:g}" for v in sorted(values))),
+            "domains": tuple(sorted({str(value) for value in rows[domain][:]})) if domain else (),
+            "metrics": ("entity_f1",) if tokens else ("accuracy",),
+            **fields,
+        }
+    )
 
 # %% ../../nbs/data/03_loading.ipynb #cell-056
 def data_sha256(name: str | Task, source: str = "world", data_dir: str | os.PathLike | None = None) -> str:

@@ -39,8 +39,15 @@ def stratified_order(labels: Sequence, domains: Sequence | None = None, seed: in
     return np.array(first + rest, dtype=int)
 
 # %% ../../nbs/data/02_splits.ipynb #cell-012
-def deal(labels: Sequence, domains: Sequence | None = None, *, n_train: int | None = None, n_select: int | None = None,
-         budget: int | None = None, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+def deal(
+    labels: Sequence,
+    domains: Sequence | None = None,
+    *,
+    n_train: int | None = None,
+    n_select: int | None = None,
+    budget: int | None = None,
+    seed: int = 0,
+) -> tuple[np.ndarray, np.ndarray]:
     """Deal training rows out to `train` and `select`: disjoint, stratified, nested in `n_train` and in `budget`.
 
     Parameters

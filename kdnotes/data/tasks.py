@@ -103,26 +103,83 @@ _PARAPHRASE = dict(kind="pair", metrics=("f1", "accuracy", "mcc"), hub_id="nyu-m
 _ENTAILMENT = dict(kind="pair", labels=("entailment", "not_entailment"), hub_id="nyu-mll/glue", world="entailment2")
 
 for _task in (
-    Task("sst2", "single", ("sentence",), "label", ("negative", "positive"),
-         hub_id="nyu-mll/glue", hub_config="sst2", world="sentiment", world_domains=("dvd",)),
-    Task("imdb", "single", ("text",), "label", ("neg", "pos"),
-         hub_id="stanfordnlp/imdb", world="sentiment", world_domains=("dvd",)),
-    Task("amazon", "single", ("text",), "label", ("negative", "positive"),
-         domain="domain", domains=("books", "dvd", "electronics", "kitchen"), world="sentiment", long=True, control="amazon_flat"),
+    Task(
+        "sst2",
+        "single",
+        ("sentence",),
+        "label",
+        ("negative", "positive"),
+        hub_id="nyu-mll/glue",
+        hub_config="sst2",
+        world="sentiment",
+        world_domains=("dvd",),
+    ),
+    Task(
+        "imdb", "single", ("text",), "label", ("neg", "pos"), hub_id="stanfordnlp/imdb", world="sentiment", world_domains=("dvd",)
+    ),
+    Task(
+        "amazon",
+        "single",
+        ("text",),
+        "label",
+        ("negative", "positive"),
+        domain="domain",
+        domains=("books", "dvd", "electronics", "kitchen"),
+        world="sentiment",
+        long=True,
+        control="amazon_flat",
+    ),
     Task("agnews", "single", ("text",), "label", ("World", "Sports", "Business", "Sci/Tech"), hub_id="fancyzhx/ag_news"),
-    Task("mrpc", text=("sentence1", "sentence2"), label="label", labels=("not_equivalent", "equivalent"), hub_config="mrpc",
-         **_PARAPHRASE),
-    Task("qqp", text=("question1", "question2"), label="label", labels=("not_duplicate", "duplicate"),
-         hub_config="qqp", labels_as={"mrpc": (0, 1)}, **_PARAPHRASE),
+    Task(
+        "mrpc",
+        text=("sentence1", "sentence2"),
+        label="label",
+        labels=("not_equivalent", "equivalent"),
+        hub_config="mrpc",
+        **_PARAPHRASE,
+    ),
+    Task(
+        "qqp",
+        text=("question1", "question2"),
+        label="label",
+        labels=("not_duplicate", "duplicate"),
+        hub_config="qqp",
+        labels_as={"mrpc": (0, 1)},
+        **_PARAPHRASE,
+    ),
     Task("qnli", text=("question", "sentence"), label="label", hub_config="qnli", world_domains=("books",), **_ENTAILMENT),
-    Task("rte", text=("sentence1", "sentence2"), label="label", hub_config="rte", world_domains=("electronics",), long=True,
-         **_ENTAILMENT),
-    Task("scitail", "pair", ("premise", "hypothesis"), "label", ("entails", "neutral"),
-         hub_id="allenai/scitail", hub_config="tsv_format", world="entailment2"),
-    Task("mnli", "pair", ("premise", "hypothesis"), "label", ("entailment", "neutral", "contradiction"),
-         domain="genre", domains=("fiction", "government", "slate", "telephone", "travel"),
-         hub_id="nyu-mll/multi_nli", world="entailment", control="mnli_flat",
-         labels_as=dict.fromkeys(("scitail", "rte", "qnli"), (0, 1, 1))),
+    Task(
+        "rte",
+        text=("sentence1", "sentence2"),
+        label="label",
+        hub_config="rte",
+        world_domains=("electronics",),
+        long=True,
+        **_ENTAILMENT,
+    ),
+    Task(
+        "scitail",
+        "pair",
+        ("premise", "hypothesis"),
+        "label",
+        ("entails", "neutral"),
+        hub_id="allenai/scitail",
+        hub_config="tsv_format",
+        world="entailment2",
+    ),
+    Task(
+        "mnli",
+        "pair",
+        ("premise", "hypothesis"),
+        "label",
+        ("entailment", "neutral", "contradiction"),
+        domain="genre",
+        domains=("fiction", "government", "slate", "telephone", "travel"),
+        hub_id="nyu-mll/multi_nli",
+        world="entailment",
+        control="mnli_flat",
+        labels_as=dict.fromkeys(("scitail", "rte", "qnli"), (0, 1, 1)),
+    ),
 ):
     register_task(_task)
 
@@ -137,16 +194,40 @@ rating_unit rating_value restaurant_name restaurant_type served_dish service sor
 year""".split()
 
 for _task in (
-    Task("snips", "single", ("text",), "intent",
-         ("AddToPlaylist", "BookRestaurant", "GetWeather", "PlayMusic", "RateBook", "SearchCreativeWork",
-          "SearchScreeningEvent"), metrics=("accuracy", "macro_f1"),
-         hub_id="bkonkle/snips-joint-intent", hub_columns={"input": "text"}, world="intent"),
-    Task("snips_slots", "tokens", ("tokens",), "slots", ("O", *(f"{at}-{slot}" for slot in _SLOTS for at in "BI")),
-         metrics=("entity_f1",), folder="snips", hub_id="bkonkle/snips-joint-intent",
-         hub_columns={"input": "tokens"}, world="slots"),
-    Task("conll2003", "tokens", ("tokens",), "ner_tags",
-         ("O", "B-PER", "I-PER", "B-ORG", "I-ORG", "B-LOC", "I-LOC", "B-MISC", "I-MISC"), metrics=("entity_f1",),
-         hub_id="eriktks/conll2003", hub_revision="refs/convert/parquet", world="entities"),
+    Task(
+        "snips",
+        "single",
+        ("text",),
+        "intent",
+        ("AddToPlaylist", "BookRestaurant", "GetWeather", "PlayMusic", "RateBook", "SearchCreativeWork", "SearchScreeningEvent"),
+        metrics=("accuracy", "macro_f1"),
+        hub_id="bkonkle/snips-joint-intent",
+        hub_columns={"input": "text"},
+        world="intent",
+    ),
+    Task(
+        "snips_slots",
+        "tokens",
+        ("tokens",),
+        "slots",
+        ("O", *(f"{at}-{slot}" for slot in _SLOTS for at in "BI")),
+        metrics=("entity_f1",),
+        folder="snips",
+        hub_id="bkonkle/snips-joint-intent",
+        hub_columns={"input": "tokens"},
+        world="slots",
+    ),
+    Task(
+        "conll2003",
+        "tokens",
+        ("tokens",),
+        "ner_tags",
+        ("O", "B-PER", "I-PER", "B-ORG", "I-ORG", "B-LOC", "I-LOC", "B-MISC", "I-MISC"),
+        metrics=("entity_f1",),
+        hub_id="eriktks/conll2003",
+        hub_revision="refs/convert/parquet",
+        world="entities",
+    ),
 ):
     register_task(_task)
 
@@ -167,8 +248,19 @@ what_can_i_ask_you book_hotel are_you_a_bot next_song change_speed plug_type may
 shopping_list_update pto_balance order_checks travel_alert fun_fact sync_device schedule_maintenance apr transfer
 ingredient_substitution calories current_location international_fees calculator definition next_holiday update_playlist mpg
 min_payment change_user_name restaurant_suggestion travel_notification cancel pto_used travel_suggestion change_volume"""
-register_task(Task("clinc150", "single", ("text",), "intent", tuple(_CLINC150.split()), metrics=("accuracy", "macro_f1"),
-              hub_id="clinc/clinc_oos", hub_config="plus", world="intents150"))
+register_task(
+    Task(
+        "clinc150",
+        "single",
+        ("text",),
+        "intent",
+        tuple(_CLINC150.split()),
+        metrics=("accuracy", "macro_f1"),
+        hub_id="clinc/clinc_oos",
+        hub_config="plus",
+        world="intents150",
+    )
+)
 
 # %% ../../nbs/data/01_tasks.ipynb #cdb0a7d35
 def common_labels(source: Task, target: Task) -> tuple[int, ...]:

@@ -87,8 +87,10 @@ def _sentiment(world: "World") -> Grammar:
     negated = "[the {a1} is [not/hardly] {adj-1}/neither the {a1} nor the {a2} is {adj-1}]"
     main, aside = "the {a2} is {adj+1}", "the {a1} is {adj-1?}"
     contrast = f"[{aside} but {main}/although {aside} {main}/{main} although {aside}]"
-    positive = [f"[/honestly/overall/i think] {clause} [/i must say/in the end]"
-                for clause in 11 * [plain] + 4 * [negated] + 5 * [contrast]]
+    positive = [
+        f"[/honestly/overall/i think] {clause} [/i must say/in the end]"
+        for clause in 11 * [plain] + 4 * [negated] + 5 * [contrast]
+    ]
     return _review_grammar(world, (_mirror(positive), positive))
 
 # %% ../../nbs/data/06_worlds.ipynb #cell-015
@@ -98,8 +100,10 @@ def _says(sign: str, number: str = "") -> str:
     return "[" + 4 * f"is {{adj{sign}{number}}}/" + f"is not {{adj{other}{number}}}]"
 
 
-SAME, OTHER, BESIDES = (f"[{cue}]" for cue in (
-    "indeed/again/once more////and yet", "instead/and yet/rather////indeed", "also/meanwhile/by the way////indeed"))
+SAME, OTHER, BESIDES = (
+    f"[{cue}]"
+    for cue in ("indeed/again/once more////and yet", "instead/and yet/rather////indeed", "also/meanwhile/by the way////indeed")
+)
 _REPEATED = f"the {{a1}} is {{adj+1}} | {SAME} the {{a1}} is {{adj+1}}"
 
 
@@ -125,10 +129,16 @@ def _entailment2(world: "World") -> Grammar:
 def _paraphrase(world: "World") -> Grammar:
     one, up, down = f"the {{a1}} {_says('+', '1')} |", _says("+"), _says("-")
     two = f"the {{a1}} {_says('+', '1')} and the {{a2}} {_says('-', '2')} |"
-    equal = 4 * [_REPEATED] + 4 * [f"{one} {SAME} the {{a1}} {up}"] + [
-        f"{two} {SAME} [the {{a1}} {up} and the {{a2}} {down}/the {{a2}} {down} and the {{a1}} {up}]"]
-    different = 4 * [f"{one} {OTHER} the {{a2}} {down}"] + 4 * [f"{one} {OTHER} the {{a1}} {down}"] + [
-        f"{two} {OTHER} [the {{a1}} {down} and the {{a2}} {up}/the {{a2}} {up} and the {{a1}} {down}]"]
+    equal = (
+        4 * [_REPEATED]
+        + 4 * [f"{one} {SAME} the {{a1}} {up}"]
+        + [f"{two} {SAME} [the {{a1}} {up} and the {{a2}} {down}/the {{a2}} {down} and the {{a1}} {up}]"]
+    )
+    different = (
+        4 * [f"{one} {OTHER} the {{a2}} {down}"]
+        + 4 * [f"{one} {OTHER} the {{a1}} {down}"]
+        + [f"{two} {OTHER} [the {{a1}} {down} and the {{a2}} {up}/the {{a2}} {up} and the {{a1}} {down}]"]
+    )
     return _review_grammar(world, tuple(templates + _mirror(templates) for templates in (different, equal)))
 
 # %% ../../nbs/data/06_worlds.ipynb #cell-018
@@ -280,10 +290,14 @@ class _Settings:
         object.__setattr__(self, "domains", tuple(self.domains) or kind.domains)
         object.__setattr__(self, "labels", tuple(self.labels) or kind.labels)
         known = set(kind.labels) <= set(self.labels) if self.form == "tokens" else len(kind.labels) == len(self.labels)
-        _check(len(set(self.labels)) == len(self.labels) and (known or free and len(self.labels) > 2),
-               f"labels: {self.kind} needs different ones, as many as {kind.labels[:4]}..., got {self.labels[:4]}")
-        _check(len(self.domains) <= len(kind.domains) and len(set(self.lexicon.values())) == len(self.domains),
-               f"domains: {self.kind} has at most {len(kind.domains)} different ones, got {self.domains}")
+        _check(
+            len(set(self.labels)) == len(self.labels) and (known or free and len(self.labels) > 2),
+            f"labels: {self.kind} needs different ones, as many as {kind.labels[:4]}..., got {self.labels[:4]}",
+        )
+        _check(
+            len(self.domains) <= len(kind.domains) and len(set(self.lexicon.values())) == len(self.domains),
+            f"domains: {self.kind} has at most {len(kind.domains)} different ones, got {self.domains}",
+        )
         weights, most = (self.share, self.specific, self.flip), 1 - 1 / self.choices
         _check(min(weights) >= 0 < sum(weights), f"share, specific, flip: expected weights >= 0, got {weights}")
         _check(0 <= self.noise <= most, f"noise: expected 0 to {most} (flat labels), got {self.noise}")
@@ -318,8 +332,7 @@ class _Questions(_Settings):
 
     def _split(self, text: Text) -> tuple[str, ...]:
         if self.form == "pair":
-            _check(not isinstance(text, str) and len(text) == 2,
-                   f"text: {self.kind} needs a pair of strings, got {text!r}")
+            _check(not isinstance(text, str) and len(text) == 2, f"text: {self.kind} needs a pair of strings, got {text!r}")
             return (*text[0].lower().split(), _SEPARATOR, *text[1].lower().split())
         return tuple((text if isinstance(text, str) else " ".join(text)).lower().split())
 
@@ -333,8 +346,10 @@ class _Questions(_Settings):
     @cached_property
     def _words(self) -> dict[str, set[str]]:
         fixed = {word for form in chain(*self.grammar.forms.values()) for word in form if isinstance(word, str)}
-        return {domain: fixed.union(*(value.split() for table in tables.values() for value in table))
-                for domain, tables in self.grammar.tables.items()}
+        return {
+            domain: fixed.union(*(value.split() for table in tables.values() for value in table))
+            for domain, tables in self.grammar.tables.items()
+        }
 
     def _log_backoff(self, words: tuple[str, ...], domain: str) -> float:
         own, count = self._words[domain], len(set().union(*self._words.values())) + 1
@@ -471,8 +486,10 @@ def plain_text(n: int, seed: int, *more: World) -> list[Text]:
     """
     places = [(here, domain) for here in (*map(World, KINDS), *more) for domain in here.domains]
     each, agree = -(-n // len(places)), ("entailment", "equivalent")
-    rows = [[row for row in here.sample(4 * each + 40, seed, domain)
-             if "text" in row or row["truth"] in agree][:each] for here, domain in places]
+    rows = [
+        [row for row in here.sample(4 * each + 40, seed, domain) if "text" in row or row["truth"] in agree][:each]
+        for here, domain in places
+    ]
     turns = chain.from_iterable(zip(*rows))
     return [row["text"] if "text" in row else (row["text_a"], row["text_b"]) for row in turns][:n]
 

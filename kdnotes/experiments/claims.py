@@ -24,8 +24,9 @@ def verdict(difference: Interval) -> str:
     return "does not hold" if difference.high < 0 else "cannot tell"
 
 
-def pooled_contrast(records: Iterable[dict], a: str, b: str, tasks: Iterable[str | Task], setting: str = "",
-                    margin: float = 0.0, metric: str = "") -> str:
+def pooled_contrast(
+    records: Iterable[dict], a: str, b: str, tasks: Iterable[str | Task], setting: str = "", margin: float = 0.0, metric: str = ""
+) -> str:
     """Say in one line whether `a` scores above `b`, pooled over tasks and domains.
 
     Parameters
@@ -58,8 +59,10 @@ def pooled_contrast(records: Iterable[dict], a: str, b: str, tasks: Iterable[str
     setting = setting.format(task="the task itself")
     if margin:
         shifted = Interval(*(number + margin for number in found))
-        return (f"{named((a, setting))} no more than {margin:g} below {b}: difference {found}, pooled over {where}: "
-                f"{verdict(shifted)}")
+        return (
+            f"{named((a, setting))} no more than {margin:g} below {b}: difference {found}, pooled over {where}: "
+            f"{verdict(shifted)}"
+        )
     return f"{named((a, setting))} above {b} by {found}, pooled over {where}: {verdict(found)}"
 
 # %% ../../nbs/experiments/07_claims.ipynb #cell-fr-i

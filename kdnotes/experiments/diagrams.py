@@ -76,8 +76,13 @@ class Arrow:
     at: float = 0.5  # where along the way the label stands
 
 
-def draw_parts(ax: "Axes", parts: Mapping[str, Part | str], places: Mapping[str, tuple[float, float, float, float]], arrows: list[Arrow],
-               colours: Mapping[str, str]) -> None:
+def draw_parts(
+    ax: "Axes",
+    parts: Mapping[str, Part | str],
+    places: Mapping[str, tuple[float, float, float, float]],
+    arrows: list[Arrow],
+    colours: Mapping[str, str],
+) -> None:
     """Draw boxes and the arrows between them.
 
     Parameters
@@ -99,21 +104,50 @@ def draw_parts(ax: "Axes", parts: Mapping[str, Part | str], places: Mapping[str,
     for name, part in parts.items():
         x, y, width, height = places[name]
         colour = colours.get(name, COLOURS["other"])
-        boxes[name] = FancyBboxPatch((x - width / 2, y - height / 2), width, height, boxstyle="round,pad=0,rounding_size=0.1",
-                                     fc=colour + "22", ec=colour, lw=1.4, zorder=2)
+        boxes[name] = FancyBboxPatch(
+            (x - width / 2, y - height / 2),
+            width,
+            height,
+            boxstyle="round,pad=0,rounding_size=0.1",
+            fc=colour + "22",
+            ec=colour,
+            lw=1.4,
+            zorder=2,
+        )
         ax.add_patch(boxes[name])
         ax.text(x, y + height / 2 - 0.08, name, ha="center", va="top", fontweight="bold", fontsize=9, zorder=3)
         ax.text(x, y + height / 2 - 0.36, str(part), ha="center", va="top", fontsize=8, zorder=3, linespacing=1.25)
     for arrow in arrows:
         ends = [np.array(places[end][:2]) for end in (arrow.start, arrow.end)]
         looks = dict(color=COLOURS["architecture search"], ls="--") if arrow.loss else dict(color=COLOURS["reference"])
-        ax.add_patch(FancyArrowPatch(*ends, patchA=boxes[arrow.start], patchB=boxes[arrow.end], shrinkA=1, shrinkB=1, zorder=1,
-                                     arrowstyle="<|-|>" if arrow.loss else "-|>", mutation_scale=11, lw=1.2,
-                                     connectionstyle=f"arc3,rad={arrow.bend}", **looks))
+        ax.add_patch(
+            FancyArrowPatch(
+                *ends,
+                patchA=boxes[arrow.start],
+                patchB=boxes[arrow.end],
+                shrinkA=1,
+                shrinkB=1,
+                zorder=1,
+                arrowstyle="<|-|>" if arrow.loss else "-|>",
+                mutation_scale=11,
+                lw=1.2,
+                connectionstyle=f"arc3,rad={arrow.bend}",
+                **looks,
+            )
+        )
         (x, y), across = ends[0] + arrow.at * (ends[1] - ends[0]), ends[1] - ends[0]
         x, y = (x, y) + 2 * arrow.at * (1 - arrow.at) * arrow.bend * np.array([across[1], -across[0]])
-        ax.text(x, y, arrow.label, ha="center", va="center", fontsize=8, color=looks["color"], zorder=4,
-                bbox=dict(fc="white", ec="none", pad=0.8) if arrow.label else None)
+        ax.text(
+            x,
+            y,
+            arrow.label,
+            ha="center",
+            va="center",
+            fontsize=8,
+            color=looks["color"],
+            zorder=4,
+            bbox=dict(fc="white", ec="none", pad=0.8) if arrow.label else None,
+        )
     ax.set(aspect="equal")
     ax.axis("off")
     ax.autoscale_view()

@@ -55,7 +55,7 @@ def draw_landscape(frame: pd.DataFrame, subtitle: str = "") -> "Figure":
         header(fig, *finding(frame), subtitle)
         largest = float(timed.size_bytes.max()) if timed.size_bytes.notna().any() else 1.0
         finish = [_draw_panel(ax, *panel, largest) for ax, panel in zip(axes, places.items())]
-        for ax in axes[len(places):]:
+        for ax in axes[len(places) :]:
             ax.remove()
         _legend(fig, timed, largest)
         fig.draw_without_rendering()
@@ -93,8 +93,7 @@ def _draw_panel(ax: "Axes", place: tuple[str, str], rows: pd.DataFrame, largest:
 # %% ../../nbs/experiments/09_landscape.ipynb #cell-028
 def _write_names(ax, shown: pd.DataFrame, radii: np.ndarray, inks: Sequence[tuple]) -> None:
     points = shown[["latency_ms", "value"]].to_numpy(float)
-    low, high = (ax.transData.transform(np.c_[points[:, 0], shown[end].fillna(shown.value)])
-                 for end in ("ci_low", "ci_high"))
+    low, high = (ax.transData.transform(np.c_[points[:, 0], shown[end].fillna(shown.value)]) for end in ("ci_low", "ci_high"))
     clear = [tuple(box) for box in np.hstack([low - 2, high + 2])]
     clear += lines_and_texts(ax)
     names = [" ".join(filter(None, name)) for name in zip(shown.method, shown.setting)]
@@ -105,8 +104,7 @@ def _write_names(ax, shown: pd.DataFrame, radii: np.ndarray, inks: Sequence[tupl
 
 
 def _write_better(ax, taken: np.ndarray) -> None:
-    arrow = ax.text(0, 0, "\N{NORTH WEST ARROW} better: up and left", fontsize=9, color="#737373",
-                    transform=ax.transAxes)
+    arrow = ax.text(0, 0, "\N{NORTH WEST ARROW} better: up and left", fontsize=9, color="#737373", transform=ax.transAxes)
     size = arrow.get_window_extent(ax.figure.canvas.get_renderer())
     width, height = size.width / ax.bbox.width, size.height / ax.bbox.height
     corners = [(0.99 - width, 0.02), (0.99 - width, 0.98 - height), (0.01, 0.98 - height), (0.01, 0.02)]

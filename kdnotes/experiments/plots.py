@@ -22,8 +22,14 @@ if TYPE_CHECKING:
 
 # %% ../../nbs/experiments/08_plots.ipynb #cell-010
 COLOURS = {
-    "reference": "#4D4D4D", "no distillation": "#E69F00", "distillation": "#0072B2", "recurrent student": "#009E73",
-    "quantisation": "#CC79A7", "parameter sharing": "#56B4E9", "architecture search": "#D55E00", "augmentation": "#882255",
+    "reference": "#4D4D4D",
+    "no distillation": "#E69F00",
+    "distillation": "#0072B2",
+    "recurrent student": "#009E73",
+    "quantisation": "#CC79A7",
+    "parameter sharing": "#56B4E9",
+    "architecture search": "#D55E00",
+    "augmentation": "#882255",
     "other": "#999999",
 }
 
@@ -33,13 +39,28 @@ def style() -> Iterator[None]:
     """Draw with the house style inside this context."""
     import matplotlib
 
-    with matplotlib.rc_context({
-        "font.family": "DejaVu Sans", "font.size": 10, "axes.titlesize": 11, "axes.labelsize": 10,
-        "xtick.labelsize": 9, "ytick.labelsize": 9, "legend.fontsize": 9, "legend.frameon": False,
-        "axes.spines.top": False, "axes.spines.right": False, "axes.axisbelow": True, "axes.grid": True,
-        "grid.color": "#E6E6E6", "grid.linewidth": 0.6, "savefig.dpi": 150, "figure.dpi": 100,
-        "svg.hashsalt": "kdnotes", "svg.fonttype": "path",
-    }):
+    with matplotlib.rc_context(
+        {
+            "font.family": "DejaVu Sans",
+            "font.size": 10,
+            "axes.titlesize": 11,
+            "axes.labelsize": 10,
+            "xtick.labelsize": 9,
+            "ytick.labelsize": 9,
+            "legend.fontsize": 9,
+            "legend.frameon": False,
+            "axes.spines.top": False,
+            "axes.spines.right": False,
+            "axes.axisbelow": True,
+            "axes.grid": True,
+            "grid.color": "#E6E6E6",
+            "grid.linewidth": 0.6,
+            "savefig.dpi": 150,
+            "figure.dpi": 100,
+            "svg.hashsalt": "kdnotes",
+            "svg.fonttype": "path",
+        }
+    ):
         yield
 
 # %% ../../nbs/experiments/08_plots.ipynb #cell-016
@@ -49,8 +70,9 @@ def overlap(box: tuple, others: np.ndarray) -> float:
     return float(np.prod(np.clip(sides, 0, None), axis=1).sum())
 
 
-def place(size: tuple[float, float], around: tuple[float, float, float], taken: np.ndarray,
-          frame: tuple[float, float, float, float]) -> tuple[float, float, float, float]:
+def place(
+    size: tuple[float, float], around: tuple[float, float, float], taken: np.ndarray, frame: tuple[float, float, float, float]
+) -> tuple[float, float, float, float]:
     """Find a place for a label, all in pixels.
 
     Parameters
@@ -74,8 +96,14 @@ def place(size: tuple[float, float], around: tuple[float, float, float], taken: 
     return best[1]
 
 # %% ../../nbs/experiments/08_plots.ipynb #cell-020
-def label(ax: "Axes", names: Sequence[str], points: np.ndarray, radii: Sequence[float], colours: Sequence,
-          keep_clear: Sequence[tuple] = ()) -> list[tuple]:
+def label(
+    ax: "Axes",
+    names: Sequence[str],
+    points: np.ndarray,
+    radii: Sequence[float],
+    colours: Sequence,
+    keep_clear: Sequence[tuple] = (),
+) -> list[tuple]:
     """Write names beside their bubbles without collisions; the layout must be final.
 
     Parameters
@@ -92,8 +120,9 @@ def label(ax: "Axes", names: Sequence[str], points: np.ndarray, radii: Sequence[
     taken = [(x - r, y - r, x + r, y + r) for (x, y), r in zip(centres, radii)] + list(keep_clear)
     boxes = []
     for name, point, (x, y), r, colour in zip(names, points, centres, radii, colours):
-        text = ax.annotate(name, point, xytext=(0, 0), textcoords="offset points", fontsize=9, ha="center",
-                           va="center", color=colour)
+        text = ax.annotate(
+            name, point, xytext=(0, 0), textcoords="offset points", fontsize=9, ha="center", va="center", color=colour
+        )
         size = text.get_window_extent(renderer)
         box = place((size.width + 8, size.height), (x, y, r), np.array(taken), tuple(ax.bbox.extents))
         middle = (box[0] + box[2]) / 2, (box[1] + box[3]) / 2
@@ -139,12 +168,20 @@ def draw_levels(ax: "Axes", shown: pd.DataFrame, constants: pd.DataFrame) -> Non
             below.append(name)
             continue
         ax.axhline(row.value, ls="--", lw=1, color=COLOURS["reference"], zorder=1)
-        ax.annotate(name, (0.01, row.value), xycoords=("axes fraction", "data"), xytext=(0, 4), textcoords="offset points",
-                    fontsize=9, color=COLOURS["reference"])
+        ax.annotate(
+            name,
+            (0.01, row.value),
+            xycoords=("axes fraction", "data"),
+            xytext=(0, 4),
+            textcoords="offset points",
+            fontsize=9,
+            color=COLOURS["reference"],
+        )
         bottom, top = min(bottom, row.value), max(top, row.value)
     if below:
-        ax.text(0.01, 0.02, f"\N{DOWNWARDS ARROW} {', '.join(below)}", transform=ax.transAxes, fontsize=9,
-                color=COLOURS["reference"])
+        ax.text(
+            0.01, 0.02, f"\N{DOWNWARDS ARROW} {', '.join(below)}", transform=ax.transAxes, fontsize=9, color=COLOURS["reference"]
+        )
     ax.set_ylim(bottom - 0.2 * span, top + 0.25 * span)
 
 

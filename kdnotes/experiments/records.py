@@ -24,8 +24,9 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 # %% ../../nbs/experiments/13_records.ipynb #cell-033
-def save_artefact(folder: str | Path, records: Iterable[dict], frame: pd.DataFrame, figure: "Figure",
-                  provenance: Mapping) -> Path:
+def save_artefact(
+    folder: str | Path, records: Iterable[dict], frame: pd.DataFrame, figure: "Figure", provenance: Mapping
+) -> Path:
     """Write `runs.jsonl`, `table.csv`, `figure.png`, `figure.svg` and `provenance.json`; equal input, equal bytes.
 
     Parameters
@@ -52,14 +53,18 @@ def readme(folder: str | Path) -> str:
     Only artefacts that are there in full are shown: picture, notebook, command and table.
     """
     folder = Path(folder)
-    parts = ["# Figures\n\nGenerated from the tables beside it. A value is the mean over seeds ± half the width of its "
-             "95 % interval; in brackets, where there is one, the value published in the paper.\n"]
+    parts = [
+        "# Figures\n\nGenerated from the tables beside it. A value is the mean over seeds ± half the width of its "
+        "95 % interval; in brackets, where there is one, the value published in the paper.\n"
+    ]
     for found in sorted(folder.glob("*/*/provenance.json")):
         where, provenance = found.parent.relative_to(folder).as_posix(), json.loads(found.read_text())
         frame = read_table(found.parent / "table.csv")
         artefact, profile = where.split("/")
-        parts.append(f"\n## {artefact}, profile `{profile}`\n\n{'. '.join(filter(None, finding(frame)))}.\n\n"
-                     f"![{artefact}, profile {profile}]({where}/figure.png)\n\n")
+        parts.append(
+            f"\n## {artefact}, profile `{profile}`\n\n{'. '.join(filter(None, finding(frame)))}.\n\n"
+            f"![{artefact}, profile {profile}]({where}/figure.png)\n\n"
+        )
         if notebook := provenance.get("notebook"):
             parts.append(f"Notebook: [{Path(notebook).name}](../{notebook})\n\n")
         command = provenance.get("command", "unknown")

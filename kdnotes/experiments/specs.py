@@ -97,8 +97,11 @@ def _source_spec(sources: tuple[str, ...], rows: int, origin: str, target, domai
         if of == target.name and part == domain:
             raise ValueError(f"source {name!r} is the target itself")
         common_labels(this, target)
-    return dict(sources=list(sources), source_rows=rows,
-                source_data={name: _data(task(name.partition("/")[0]), origin) for name in sources})
+    return dict(
+        sources=list(sources),
+        source_rows=rows,
+        source_data={name: _data(task(name.partition("/")[0]), origin) for name in sources},
+    )
 
 # %% ../../nbs/experiments/03_specs.ipynb #c60ask002
 def overrides(spec: dict) -> dict:

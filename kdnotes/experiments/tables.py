@@ -25,8 +25,24 @@ from ..learning.registry import ROLES, describe, with_role
 ABOUT = ["method", "task", "domain", "setting", "metric"]
 TIMED = ["latency_ms", "speedup", "speedup_bert"]  # the only columns that two equal runs may differ in
 COST = ["params", "size_bytes", "flops", *TIMED]
-COLUMNS = ["artefact", "profile", *ABOUT, "value", "ci_low", "ci_high", "seeds", "n_train", "n_report", "published",
-           "baseline", "delta", "delta_low", "delta_high", *COST, "note"]
+COLUMNS = [
+    "artefact",
+    "profile",
+    *ABOUT,
+    "value",
+    "ci_low",
+    "ci_high",
+    "seeds",
+    "n_train",
+    "n_report",
+    "published",
+    "baseline",
+    "delta",
+    "delta_low",
+    "delta_high",
+    *COST,
+    "note",
+]
 _TEXT = ["artefact", "profile", *ABOUT, "baseline", "note"]
 _WHOLE = ["seeds", "n_train", "n_report", "params", "size_bytes", "flops"]
 
@@ -82,17 +98,22 @@ def named(parts: Iterable[str]) -> str:
 
 # %% ../../nbs/experiments/06_tables.ipynb #cell-017
 def _rank(key: Key, methods: Sequence[str], domains: Sequence[str]) -> tuple:
-    pieces = [(float(piece), "") if i % 2 else (-1.0, piece)
-              for i, piece in enumerate(re.split(r"(\d+(?:\.\d+)?)", key.setting))]
+    pieces = [(float(piece), "") if i % 2 else (-1.0, piece) for i, piece in enumerate(re.split(r"(\d+(?:\.\d+)?)", key.setting))]
     return (domains.index(key.domain), methods.index(key.method), pieces)
 
 # %% ../../nbs/experiments/06_tables.ipynb #cell-021
 KEPT = ("kept", "kept_chance_corrected")
 
 
-def table(records: Iterable[dict], artefact: str, profile: str, tasks: Iterable[str | Task],
-          methods: Sequence[str] | None = None, baseline: str = "undistilled",
-          published: Mapping[tuple[str, str, str, str, str], float] | None = None) -> pd.DataFrame:
+def table(
+    records: Iterable[dict],
+    artefact: str,
+    profile: str,
+    tasks: Iterable[str | Task],
+    methods: Sequence[str] | None = None,
+    baseline: str = "undistilled",
+    published: Mapping[tuple[str, str, str, str, str], float] | None = None,
+) -> pd.DataFrame:
     """Turn run records into the rows of `table.csv`, one per method, task, domain, setting and metric.
 
     Parameters
@@ -138,10 +159,14 @@ def _rows(key: Key, groups: dict[Key, Group], one: Task, baseline: str) -> list[
     teacher, constant = (_in_role(role, key, groups) for role in ("teacher", "majority"))
     if teacher and constant and key.method not in (teacher.method, constant.method):
         shares = kept(*(draws(k, one.metrics[0]) for k in (key, teacher, constant)))
-        rows += [{**common, "metric": name, **_columns(interval(share), "value", "ci_low", "ci_high")}
-                 for name, share in zip(KEPT, shares)]
-    return rows + [{**common, "metric": name, **_columns(found, "value", "ci_low", "ci_high")}
-                   for name, found in _measures(groups[key].records).items()]
+        rows += [
+            {**common, "metric": name, **_columns(interval(share), "value", "ci_low", "ci_high")}
+            for name, share in zip(KEPT, shares)
+        ]
+    return rows + [
+        {**common, "metric": name, **_columns(found, "value", "ci_low", "ci_high")}
+        for name, found in _measures(groups[key].records).items()
+    ]
 
 # %% ../../nbs/experiments/06_tables.ipynb #cell-023
 def plainer(setting: str) -> list[str]:
@@ -172,9 +197,13 @@ def _columns(found: Interval, *names: str) -> dict[str, float]:
 
 def _shared(records: list[dict]) -> dict:
     costs = {name: [run["cost"][name] for run in records if run.get("cost", {}).get(name) is not None] for name in COST}
-    return {"seeds": len(records), "n_train": records[0]["n_train"], "n_report": records[0]["n_report"],
-            "note": "; ".join(dict.fromkeys(run["note"] for run in records if run.get("note"))),
-            **{name: float(np.median(values)) for name, values in costs.items() if values}}
+    return {
+        "seeds": len(records),
+        "n_train": records[0]["n_train"],
+        "n_report": records[0]["n_report"],
+        "note": "; ".join(dict.fromkeys(run["note"] for run in records if run.get("note"))),
+        **{name: float(np.median(values)) for name, values in costs.items() if values},
+    }
 
 
 def _measures(records: list[dict]) -> dict[str, Interval]:
@@ -207,8 +236,12 @@ def table_text(frame: pd.DataFrame) -> str:
 
 def read_table(path: str | Path | io.StringIO) -> pd.DataFrame:
     """Read a `table.csv`; `ValueError` if its columns are not exactly `COLUMNS`."""
-    frame = pd.read_csv(path, dtype=dict.fromkeys(_TEXT, str), keep_default_na=False,
-                        na_values={name: [""] for name in COLUMNS if name not in _TEXT})
+    frame = pd.read_csv(
+        path,
+        dtype=dict.fromkeys(_TEXT, str),
+        keep_default_na=False,
+        na_values={name: [""] for name in COLUMNS if name not in _TEXT},
+    )
     if list(frame.columns) != COLUMNS:
         raise ValueError(f"{path}: the columns are {','.join(frame.columns)}, expected {','.join(COLUMNS)}")
     return _typed(frame)
@@ -230,10 +263,12 @@ def compare(ours: pd.DataFrame, committed: pd.DataFrame) -> pd.DataFrame:
     index = theirs.index.append(ours.index.difference(theirs.index, sort=False))
     old, new = theirs.reindex(index), ours.value.reindex(index)
     low, high = old.ci_low.fillna(old.value), old.ci_high.fillna(old.value)
-    within = np.select([~index.isin(theirs.index), ~index.isin(ours.index), (low <= new) & (new <= high)],
-                       ["new", "missing", "yes"], "no")
-    return pd.DataFrame({"committed": old.value, "reproduced": new, "difference": new - old.value,
-                         "within": within}, index=index).reset_index()
+    within = np.select(
+        [~index.isin(theirs.index), ~index.isin(ours.index), (low <= new) & (new <= high)], ["new", "missing", "yes"], "no"
+    )
+    return pd.DataFrame(
+        {"committed": old.value, "reproduced": new, "difference": new - old.value, "within": within}, index=index
+    ).reset_index()
 
 # %% ../../nbs/experiments/06_tables.ipynb #cell-042
 def headline(frame: pd.DataFrame) -> pd.DataFrame:
@@ -263,13 +298,23 @@ def _cell(row: pd.Series) -> str:
 def table_markdown(frame: pd.DataFrame) -> str:
     """A compact Markdown table: methods in rows, headline values (published ones in brackets), then the costs."""
     top, places = headline(frame), panels(frame)
-    costs = {"params, M": ("params", 1e-6), "size, MB": ("size_bytes", 1e-6), "latency, ms": ("latency_ms", 1),
-             "speedup": ("speedup", 1), "to bert-base": ("speedup_bert", 1)}
+    costs = {
+        "params, M": ("params", 1e-6),
+        "size, MB": ("size_bytes", 1e-6),
+        "latency, ms": ("latency_ms", 1),
+        "speedup": ("speedup", 1),
+        "to bert-base": ("speedup_bert", 1),
+    }
     titles = [f"{named(place)}, {METRICS[rows.metric.iloc[0]].title}" for place, rows in places.items()]
     lines = [["method", *titles, *costs], ["---"] + ["---:"] * (len(titles) + len(costs))]
     for (method, setting), rows in top.groupby(["method", "setting"], sort=False):
         cells = {(row.task, row.domain): _cell(row) for _, row in rows.iterrows()}
         medians = [rows[column].astype(float).median() * unit for column, unit in costs.values()]
-        lines.append([named((method, setting)), *(cells.get(place, "") for place in places),
-                      *("" if np.isnan(median) else f"{median:.1f}" for median in medians)])
+        lines.append(
+            [
+                named((method, setting)),
+                *(cells.get(place, "") for place in places),
+                *("" if np.isnan(median) else f"{median:.1f}" for median in medians),
+            ]
+        )
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)

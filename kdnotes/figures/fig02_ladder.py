@@ -73,8 +73,10 @@ def draw(frame: pd.DataFrame, subtitle: str = "") -> "Figure":
         FigureCanvasAgg(fig)
         header(fig, _top_rung(frame, places), subtitle)
         axes = fig.subplots(1, len(places), squeeze=False)[0]
-        finish = [_draw_rungs(ax, place, rows, below.get(place, rows[:0]), (TEACHER, *RUNGS))
-                  for ax, (place, rows) in zip(axes, places.items())]
+        finish = [
+            _draw_rungs(ax, place, rows, below.get(place, rows[:0]), (TEACHER, *RUNGS))
+            for ax, (place, rows) in zip(axes, places.items())
+        ]
         fig.draw_without_rendering()
         fig.set_layout_engine("none")
         for write in finish:
@@ -91,7 +93,9 @@ def _top_rung(frame: pd.DataFrame, places: Mapping) -> str:
     return f"The top rung: {share}{np.median(smaller):.1f} times smaller, {tops.speedup.median():.1f} times faster"
 
 # %% ../../nbs/figures/fig02_ladder.ipynb #d1f0c3a2
-def _draw_rungs(ax: "Axes", place: tuple[str, str], rows: pd.DataFrame, constants: pd.DataFrame, names: Sequence[str]) -> Callable[[], None]:
+def _draw_rungs(
+    ax: "Axes", place: tuple[str, str], rows: pd.DataFrame, constants: pd.DataFrame, names: Sequence[str]
+) -> Callable[[], None]:
     from matplotlib.colors import to_rgb
     from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
@@ -106,13 +110,18 @@ def _draw_rungs(ax: "Axes", place: tuple[str, str], rows: pd.DataFrame, constant
     draw_levels(ax, rows, constants)
     ax.set_xscale("log")
     ax.set(xlim=(0.5, rows.speedup.max() * 2.5))
-    ax.set(title=" ".join(filter(None, place)), xlabel="times faster than the teacher (CPU, batch 1, length 128)",
-           ylabel=METRICS[rows.metric.iloc[0]].title)
+    ax.set(
+        title=" ".join(filter(None, place)),
+        xlabel="times faster than the teacher (CPU, batch 1, length 128)",
+        ylabel=METRICS[rows.metric.iloc[0]].title,
+    )
     ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     ax.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
     ax.xaxis.set_minor_formatter(NullFormatter())
-    texts = [name if i == 0 else f"{i}: {name}\n{size:.1f}x smaller\n{speed:.1f}x faster"
-             for i, (name, size, speed) in enumerate(zip(names, smaller, rows.speedup))]
+    texts = [
+        name if i == 0 else f"{i}: {name}\n{size:.1f}x smaller\n{speed:.1f}x faster"
+        for i, (name, size, speed) in enumerate(zip(names, smaller, rows.speedup))
+    ]
     points = rows[["speedup", "value"]].to_numpy(float)
     inks = [tuple(0.7 * part for part in to_rgb(colour)) for colour in colours]
 

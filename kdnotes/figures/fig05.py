@@ -116,5 +116,13 @@ def _draw_sweep(axes: "list[Axes]", name: str, found: pd.DataFrame, top: pd.Data
         if method in top.index:
             value = float(top.value[method])
             axes[0].axhline(value, ls=looks, lw=1, color=COLOURS["reference"])
-            axes[0].annotate(method, (0.99, value), xycoords=("axes fraction", "data"), xytext=(0, 2), ha="right",
-                             textcoords="offset points", fontsize=8, color=COLOURS["reference"])
+            axes[0].annotate(
+                method,
+                (0.99, value),
+                xycoords=("axes fraction", "data"),
+                xytext=(0, 2),
+                ha="right",
+                textcoords="offset points",
+                fontsize=8,
+                color=COLOURS["reference"],
+            )

@@ -81,23 +81,38 @@ def run_l2a(loop: Loop) -> dict[str, Part]:
 
 # %% ../../nbs/figures/fig10.ipynb #g34-08
 _PLACES = {  # x, y of the centre, width, height
-    "rows of the source": (1.5, 6.9, 2.5, 0.9), "rows of the target": (1.5, 4.6, 2.5, 0.9), "held-out rows": (1.5, 0.8, 2.5, 0.9),
-    "domain table": (5.2, 8.3, 2.3, 1.15), "label table": (8.0, 8.3, 2.3, 1.15), "masked language model": (6.6, 6.0, 3.0, 1.2),
-    "policy: how to generate": (6.6, 3.2, 3.0, 1.35), "samples": (10.9, 6.0, 2.2, 0.9), "critic": (10.9, 8.3, 2.3, 1.15),
-    "policy: what to keep": (10.9, 3.2, 2.7, 1.15), "kept samples": (14.0, 3.2, 2.2, 0.9), "teacher": (15.1, 6.0, 3.0, 1.2),
+    "rows of the source": (1.5, 6.9, 2.5, 0.9),
+    "rows of the target": (1.5, 4.6, 2.5, 0.9),
+    "held-out rows": (1.5, 0.8, 2.5, 0.9),
+    "domain table": (5.2, 8.3, 2.3, 1.15),
+    "label table": (8.0, 8.3, 2.3, 1.15),
+    "masked language model": (6.6, 6.0, 3.0, 1.2),
+    "policy: how to generate": (6.6, 3.2, 3.0, 1.35),
+    "samples": (10.9, 6.0, 2.2, 0.9),
+    "critic": (10.9, 8.3, 2.3, 1.15),
+    "policy: what to keep": (10.9, 3.2, 2.7, 1.15),
+    "kept samples": (14.0, 3.2, 2.2, 0.9),
+    "teacher": (15.1, 6.0, 3.0, 1.2),
     "student": (15.1, 0.8, 3.0, 1.2),
 }
 _ARROWS = [
     Arrow("rows of the source", "masked language model", "begin here"),
     Arrow("rows of the target", "masked language model", "or here"),
-    Arrow("domain table", "masked language model", "$b_d$"), Arrow("label table", "masked language model", "$c_y$"),
-    Arrow("policy: how to generate", "masked language model", "how"), Arrow("masked language model", "samples", "chain"),
-    Arrow("samples", "critic", "real?"), Arrow("critic", "masked language model", "refuse, reward", bend=0.12, at=0.45),
-    Arrow("samples", "teacher", "soft labels"), Arrow("teacher", "masked language model", "refuse", bend=0.32, at=0.3),
-    Arrow("samples", "policy: what to keep", "state"), Arrow("policy: what to keep", "kept samples", ""),
-    Arrow("kept samples", "teacher", "refine"), Arrow("kept samples", "student", "distil"),
+    Arrow("domain table", "masked language model", "$b_d$"),
+    Arrow("label table", "masked language model", "$c_y$"),
+    Arrow("policy: how to generate", "masked language model", "how"),
+    Arrow("masked language model", "samples", "chain"),
+    Arrow("samples", "critic", "real?"),
+    Arrow("critic", "masked language model", "refuse, reward", bend=0.12, at=0.45),
+    Arrow("samples", "teacher", "soft labels"),
+    Arrow("teacher", "masked language model", "refuse", bend=0.32, at=0.3),
+    Arrow("samples", "policy: what to keep", "state"),
+    Arrow("policy: what to keep", "kept samples", ""),
+    Arrow("kept samples", "teacher", "refine"),
+    Arrow("kept samples", "student", "distil"),
     Arrow("teacher", "student", "distillation\nloss", bend=-0.5, loss=True),
-    Arrow("held-out rows", "student", "score"), Arrow("student", "policy: what to keep", "gain"),
+    Arrow("held-out rows", "student", "score"),
+    Arrow("student", "policy: what to keep", "gain"),
     Arrow("student", "policy: how to generate", "gain", at=0.55),
 ]
 _INK = {"reference": ("teacher",), "distillation": ("student",), "no distillation": ("critic",),
@@ -119,6 +134,8 @@ def draw(frame: pd.DataFrame, subtitle: str = "") -> "Figure":
     modules = loop.generator.domain, loop.generator.label, loop.critic, loop.policy
     learned = sum(weight.numel() for module in modules for weight in module.parameters())
     title = f"L2A: {learned:,} parameters learn how to write and what to keep, beside teacher and student"
-    lines = ("Shapes and counts are read off one round of a running loop in this profile's shape; dashed: distillation",
-             "Purple: generator and policy; yellow: the adversary; grey: teacher; blue: student")
+    lines = (
+        "Shapes and counts are read off one round of a running loop in this profile's shape; dashed: distillation",
+        "Purple: generator and policy; yellow: the adversary; grey: teacher; blue: student",
+    )
     return drawing(title, lines, (14.5, 8.2), parts, _PLACES, _ARROWS, colours)

@@ -56,9 +56,15 @@ PLAN = Plan(
 )  # fmt: skip
 
 # %% ../../nbs/figures/fig13.ipynb #g34-15
-_CURVES = {"teacher": ("reference", "-"), "teacher_l2a": ("reference", "--"), "undistilled": ("no distillation", "-"),
-           "kd": ("distillation", ":"), "kd_fixed_aug": ("distillation", "-"), "kd_source_mix": ("recurrent student", "-"),
-           "l2a": ("augmentation", "-")}  # families whose colours differ
+_CURVES = {
+    "teacher": ("reference", "-"),
+    "teacher_l2a": ("reference", "--"),
+    "undistilled": ("no distillation", "-"),
+    "kd": ("distillation", ":"),
+    "kd_fixed_aug": ("distillation", "-"),
+    "kd_source_mix": ("recurrent student", "-"),
+    "l2a": ("augmentation", "-"),
+}  # families whose colours differ
 
 
 def scarcity(frame: pd.DataFrame, method: str) -> pd.DataFrame:

@@ -89,27 +89,44 @@ def run_meta_kd(objects: MetaKD, rows: int = 8, length: int = 12) -> tuple[dict[
         found.update(p=means, t=scores, expertise=domain_expertise(np.clip(scores, -1, 1), right))
 
     full, small = teacher.model, follower.student
-    modules = {"teacher's encoder": full.base_model, "task head": full.classifier, "domain embedding E(d)": branch.embedding,
-               "domain corruption": branch, "domain classifier": branch.classify, "student's encoder": small.base_model,
-               "student's head": small.classifier, "map of embeddings": follower.map_embeddings,
-               "map of states": follower.map_states}
+    modules = {
+        "teacher's encoder": full.base_model,
+        "task head": full.classifier,
+        "domain embedding E(d)": branch.embedding,
+        "domain corruption": branch,
+        "domain classifier": branch.classify,
+        "student's encoder": small.base_model,
+        "student's head": small.classifier,
+        "map of embeddings": follower.map_embeddings,
+        "map of states": follower.map_states,
+    }
     with torch.no_grad():
         parts = traced(modules, both)
-    parts |= {"prototypes p": Part("domain, class, width", 0, found.pop("p").shape),
-              "transfer scores t": Part("nearness to prototypes", 0, found.pop("t").shape),
-              "expertise \u03bb": Part("t, and the teacher is right", 0, found.pop("expertise").shape)}
+    parts |= {
+        "prototypes p": Part("domain, class, width", 0, found.pop("p").shape),
+        "transfer scores t": Part("nearness to prototypes", 0, found.pop("t").shape),
+        "expertise \u03bb": Part("t, and the teacher is right", 0, found.pop("expertise").shape),
+    }
     where = "\n".join(", ".join(this.domains[i : i + 2]) for i in range(0, count, 2))
     parts |= {"rows of all domains": Part(where, 0, tuple(ids.shape)), "rows of the target": Part("", 0, tuple(ids.shape))}
     return parts, list(found)
 
 # %% ../../nbs/figures/fig14.ipynb #arch-19
 _PLACES = {  # x, y of the centre, width, height
-    "rows of all domains": (1.5, 6.6, 2.7, 1.35), "prototypes p": (1.5, 4.9, 2.7, 0.9), "transfer scores t": (1.5, 3.5, 2.7, 0.9),
-    "expertise \u03bb": (1.5, 2.1, 2.7, 0.9), "rows of the target": (1.5, 0.6, 2.7, 0.75),
-    "teacher's encoder": (6.0, 6.6, 2.7, 1.2), "task head": (12.2, 7.2, 2.5, 1.2), "domain corruption": (10.0, 5.2, 2.5, 1.2),
-    "domain embedding E(d)": (10.0, 2.6, 2.6, 1.2), "domain classifier": (14.6, 5.2, 2.5, 1.2),
-    "map of embeddings": (4.4, 3.3, 2.5, 1.2), "map of states": (7.4, 3.3, 2.1, 1.2),
-    "student's encoder": (6.0, 0.8, 2.7, 1.2), "student's head": (12.2, 0.8, 2.5, 1.2),
+    "rows of all domains": (1.5, 6.6, 2.7, 1.35),
+    "prototypes p": (1.5, 4.9, 2.7, 0.9),
+    "transfer scores t": (1.5, 3.5, 2.7, 0.9),
+    "expertise \u03bb": (1.5, 2.1, 2.7, 0.9),
+    "rows of the target": (1.5, 0.6, 2.7, 0.75),
+    "teacher's encoder": (6.0, 6.6, 2.7, 1.2),
+    "task head": (12.2, 7.2, 2.5, 1.2),
+    "domain corruption": (10.0, 5.2, 2.5, 1.2),
+    "domain embedding E(d)": (10.0, 2.6, 2.6, 1.2),
+    "domain classifier": (14.6, 5.2, 2.5, 1.2),
+    "map of embeddings": (4.4, 3.3, 2.5, 1.2),
+    "map of states": (7.4, 3.3, 2.1, 1.2),
+    "student's encoder": (6.0, 0.8, 2.7, 1.2),
+    "student's head": (12.2, 0.8, 2.5, 1.2),
 }
 _TEACHER = ("teacher's encoder", "task head")
 _STUDENT = ("student's encoder", "student's head", "map of embeddings", "map of states")
@@ -120,14 +137,19 @@ def _arrows(losses: list[str]) -> list[Arrow]:
     """What flows between the boxes, and the losses that compare two of them, by the names the code gives."""
     inside = {"embeddings": "map of embeddings", "hidden": "map of states", "attention": "student's encoder"}
     return [
-        Arrow("rows of all domains", "teacher's encoder", "batch"), Arrow("rows of all domains", "prototypes p", "encoder"),
-        Arrow("prototypes p", "transfer scores t"), Arrow("transfer scores t", "expertise \u03bb"),
+        Arrow("rows of all domains", "teacher's encoder", "batch"),
+        Arrow("rows of all domains", "prototypes p", "encoder"),
+        Arrow("prototypes p", "transfer scores t"),
+        Arrow("transfer scores t", "expertise \u03bb"),
         Arrow("transfer scores t", "teacher's encoder", "weights of the\ntask's loss", at=0.44),
         Arrow("rows of the target", "student's encoder", "batch"),
         Arrow("expertise \u03bb", "student's encoder", "weights of\nall losses", at=0.52),
-        Arrow("teacher's encoder", "task head", "states"), Arrow("teacher's encoder", "domain corruption", "states"),
-        Arrow("domain embedding E(d)", "domain corruption"), Arrow("domain corruption", "domain classifier", "$h_d$", at=0.4),
-        Arrow("student's encoder", "student's head", "states"), Arrow("student's encoder", "map of embeddings"),
+        Arrow("teacher's encoder", "task head", "states"),
+        Arrow("teacher's encoder", "domain corruption", "states"),
+        Arrow("domain embedding E(d)", "domain corruption"),
+        Arrow("domain corruption", "domain classifier", "$h_d$", at=0.4),
+        Arrow("student's encoder", "student's head", "states"),
+        Arrow("student's encoder", "map of embeddings"),
         Arrow("student's encoder", "map of states"),
         Arrow("map of states", "domain corruption", "$\\gamma_2$ MSE($h_d$)", loss=True),
         Arrow("student's head", "task head", "soft cross-entropy", loss=True, at=0.35),
@@ -149,6 +171,8 @@ def draw(frame: pd.DataFrame, subtitle: str = "") -> "Figure":
     colours = {name: COLOURS[family] for family, names in families.items() for name in names}
     large, small = (sum(w.numel() for w in model.parameters()) for model in (objects.teacher.model, objects.follower.student))
     title = f"Meta-KD: a meta-teacher of {large / 1e6:.2g}M parameters and a student of {small / 1e6:.2g}M"
-    lines = ("Shapes and counts are read off the running objects, for a batch of random words; dashed: second-stage losses",
-             "Grey: meta-teacher; yellow: its domain-corruption branch; blue: student, and the maps that only training needs")
+    lines = (
+        "Shapes and counts are read off the running objects, for a batch of random words; dashed: second-stage losses",
+        "Grey: meta-teacher; yellow: its domain-corruption branch; blue: student, and the maps that only training needs",
+    )
     return drawing(title, lines, (14.5, 7.8), parts, _PLACES, _arrows(losses), colours)

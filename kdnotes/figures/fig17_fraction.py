@@ -72,8 +72,12 @@ def sweep_of(rows: pd.DataFrame, name: str, default: float) -> pd.DataFrame:
     return found.sort_values("at")
 
 # %% ../../nbs/figures/fig17_fraction.ipynb #cell-fr-d
-_INK = {"teacher": "reference", "undistilled": "no distillation", "single_tinybert_kd": "recurrent student",
-        "meta_distillation": "distillation"}  # families whose colours differ
+_INK = {
+    "teacher": "reference",
+    "undistilled": "no distillation",
+    "single_tinybert_kd": "recurrent student",
+    "meta_distillation": "distillation",
+}  # families whose colours differ
 _GAMMA_2 = 0.3  # the default
 
 # %% ../../nbs/figures/fig17_fraction.ipynb #c1c4edc7a

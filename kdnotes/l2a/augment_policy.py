@@ -26,7 +26,7 @@ def per_row(values: Tensor, labels: Tensor) -> Tensor:
 
 
 def row_losses(logits: Tensor, taught: Tensor, labels: Tensor, alpha: float, temperature: float) -> Tensor:
-    """The loss of `kdnotes.losses.kd_loss` for every row by itself, `(batch,)`.
+    """The loss of `kdnotes.learning.losses.kd_loss` for every row by itself, `(batch,)`.
 
     Parameters
     ----------

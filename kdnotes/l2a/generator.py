@@ -373,7 +373,7 @@ def fresh_rows(batch: dict, known: set[tuple]) -> torch.Tensor:
 
 
 def plain_rows(batch: dict, chosen: torch.Tensor, names: list[str]) -> list[dict]:
-    """The `chosen` rows of a batch, without padding, as `kdnotes.training.encode` gives them."""
+    """The `chosen` rows of a batch, without padding, as `kdnotes.learning.training.encode` gives them."""
     rows = []
     for i in chosen.nonzero()[:, 0].tolist():
         mask = batch["attention_mask"][i].bool()

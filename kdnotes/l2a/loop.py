@@ -350,8 +350,10 @@ def final_pool(loop: Loop) -> list[dict]:
         rows, starts = (plain_rows(batch, made.fresh, loop.problem.train.column_names) for batch in (made.batch, made.starts))
         answers = per_row(made.taught.argmax(-1).float(), made.batch["labels"])
         told = torch.stack([loop.policy.keep_probs(made.states), answers], dim=1)
-        pool += [row | dict(start=start["input_ids"], chance=p, soft=int(soft))
-                 for row, start, (p, soft) in zip(rows, starts, told[made.fresh].tolist())]
+        pool += [
+            row | dict(start=start["input_ids"], chance=p, soft=int(soft))
+            for row, start, (p, soft) in zip(rows, starts, told[made.fresh].tolist())
+        ]
         if len(pool) >= wanted:
             break
     pool = pool[:wanted]

@@ -152,7 +152,7 @@ def augment(
 
     Parameters
     ----------
-    data: encoded rows (`kdnotes.training.encode`) of any kind of task; a pair's sentences stay apart.
+    data: encoded rows (`kdnotes.learning.training.encode`) of any kind of task; a pair's sentences stay apart.
     model: a masked language model, see `masked_lm`.
     copies: of every row.
     share: probability that a word is replaced.

@@ -65,7 +65,7 @@ def kept_outputs(
 ) -> np.ndarray:
     """A teacher's outputs for encoded rows: mapped from the store, or computed and kept there.
 
-    Whether they were found, and if not why, is logged by `kdnotes.cache` in one line.
+    Whether they were found, and if not why, is logged by `kdnotes.learning.cache` in one line.
 
     Parameters
     ----------

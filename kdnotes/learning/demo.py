@@ -70,7 +70,7 @@ def problem(rows: int = 1000, **training) -> Problem:
     Parameters
     ----------
     rows: labelled rows for the student, at most 2,500.
-    training: arguments of `kdnotes.training.train` (epochs, lr ...).
+    training: arguments of `kdnotes.learning.training.train` (epochs, lr ...).
     """
     if not 1 <= rows <= _RECIPE["rows"]:
         raise ValueError(f"rows={rows} must be 1 to {_RECIPE['rows']}: the others are for choosing and scoring")
@@ -133,7 +133,7 @@ def domains(target: str = "books", rows: int = 500, **training) -> Problem:
     ----------
     target: one of `DOMAINS`.
     rows: labelled rows of each domain.
-    training: arguments of `kdnotes.training.train` (epochs, lr ...).
+    training: arguments of `kdnotes.learning.training.train` (epochs, lr ...).
     """
     folder, labels, store = _wide_folder(), worlds.world("sentiment").labels, Store(_place())
     tokenizer, names = load_tokenizer(str(folder)), (target, *(name for name in DOMAINS if name != target))

@@ -33,8 +33,9 @@ class Follower(torch.nn.Module):
         return self.student.device
 
 # %% ../../nbs/learning/08_following.ipynb #cell-fol-d
-def intermediate_losses(follower: Follower, ours: Inside, theirs: Inside, mask: torch.Tensor,
-                        weights: torch.Tensor | None = None) -> dict[str, torch.Tensor]:
+def intermediate_losses(
+    follower: Follower, ours: Inside, theirs: Inside, mask: torch.Tensor, weights: torch.Tensor | None = None
+) -> dict[str, torch.Tensor]:
     """TinyBERT's losses on embeddings, hidden states and attention scores (arXiv 1909.10351 eq. 7 to 9).
 
     Parameters

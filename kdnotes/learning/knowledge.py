@@ -28,7 +28,7 @@ def add_teacher_logits(data, teacher: PreTrainedModel, tokenizer, bf16: bool = F
     """The encoded rows with a column `teacher_logits`: `(labels,)` per row, `(seq, labels)` for token tasks.
 
     With `bf16` the teacher runs in bfloat16, two to three times faster on processors that have it. With a `cache` it runs
-    only once for the same rows, see `kdnotes.cache`.
+    only once for the same rows, see `kdnotes.learning.cache`.
     """
 
     def ask() -> np.ndarray:
@@ -114,11 +114,11 @@ class Problem:
     ----------
     teacher: a fine-tuned encoder, frozen.
     encoder: the pre-trained model that students take their first weights from.
-    train, select: encoded rows (`kdnotes.training.encode`).
+    train, select: encoded rows (`kdnotes.learning.training.encode`).
     labels: label names in id order.
     kind: `single`, `pair` or `tokens`.
     metric: the headline metric, scored on `select`.
-    training: arguments of `kdnotes.training.train` that all methods share (epochs, lr, seed ...).
+    training: arguments of `kdnotes.learning.training.train` that all methods share (epochs, lr, seed ...).
     folder: where long training keeps its checkpoints, or None.
     cache: where what several runs share is kept (augmented rows, the teacher's outputs), or None.
     source: encoded rows of other domains with a column `domain`, an index into `domains`; or None.

@@ -19,8 +19,7 @@ def _weighted_mean(values: Tensor, keep: Tensor, weights: Tensor | None = None) 
     share = keep.expand_as(values).to(values.dtype)
     if weights is not None:
         if weights.shape != values.shape[:1]:
-            raise ValueError(f"weights: expected one per example, shape {tuple(values.shape[:1])}, "
-                             f"got {tuple(weights.shape)}")
+            raise ValueError(f"weights: expected one per example, shape {tuple(values.shape[:1])}, got {tuple(weights.shape)}")
         if not (weights >= 0).all():
             raise ValueError(f"weights: expected numbers >= 0, got a smallest value of {weights.min().item()}")
         share = share * weights.to(values.dtype).view(-1, *[1] * (values.ndim - 1))
@@ -31,8 +30,7 @@ def _weighted_mean(values: Tensor, keep: Tensor, weights: Tensor | None = None) 
 def _match(what: str, student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
     """Both tensors in at least float32; a ValueError when their shapes differ."""
     if student.shape != teacher.shape:
-        raise ValueError(f"{what}: expected equal shapes, got student {tuple(student.shape)} "
-                         f"and teacher {tuple(teacher.shape)}")
+        raise ValueError(f"{what}: expected equal shapes, got student {tuple(student.shape)} and teacher {tuple(teacher.shape)}")
     return _widen(student), _widen(teacher)
 
 
@@ -67,14 +65,21 @@ def cross_entropy(logits: Tensor, labels: Tensor, weights: Tensor | None = None)
         When shapes do not fit, or a weight is negative.
     """
     if logits.ndim < 2 or labels.shape != logits.shape[:-1]:
-        raise ValueError(f"labels: expected the shape of the logits {tuple(logits.shape)} without their last "
-                         f"dimension, got {tuple(labels.shape)}")
+        raise ValueError(
+            f"labels: expected the shape of the logits {tuple(logits.shape)} without their last "
+            f"dimension, got {tuple(labels.shape)}"
+        )
     losses = F.cross_entropy(_widen(logits).movedim(-1, 1), labels, reduction="none", ignore_index=IGNORE)
     return _weighted_mean(losses, labels != IGNORE, weights)
 
 # %% ../../nbs/learning/01_losses.ipynb #cell-027
-def soft_cross_entropy(student_logits: Tensor, teacher_logits: Tensor, temperature: float = 1.0,
-                       weights: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
+def soft_cross_entropy(
+    student_logits: Tensor,
+    teacher_logits: Tensor,
+    temperature: float = 1.0,
+    weights: Tensor | None = None,
+    mask: Tensor | None = None,
+) -> Tensor:
     """Mean cross-entropy between the softened distributions of teacher and student, times the squared temperature.
 
     The factor keeps the size of the gradient when the temperature changes; some papers omit it
@@ -102,8 +107,14 @@ def soft_cross_entropy(student_logits: Tensor, teacher_logits: Tensor, temperatu
     return temperature**2 * _weighted_mean(losses, _keep(mask, losses.shape, losses), weights)
 
 # %% ../../nbs/learning/01_losses.ipynb #cell-032
-def kd_loss(student_logits: Tensor, teacher_logits: Tensor, labels: Tensor, alpha: float, temperature: float,
-            weights: Tensor | None = None) -> Tensor:
+def kd_loss(
+    student_logits: Tensor,
+    teacher_logits: Tensor,
+    labels: Tensor,
+    alpha: float,
+    temperature: float,
+    weights: Tensor | None = None,
+) -> Tensor:
     """Weighted sum of the soft and the hard loss (Hinton et al. 2015).
 
     Parameters
@@ -139,8 +150,13 @@ def logits_mse(student_logits: Tensor, teacher_logits: Tensor, mask: Tensor | No
     return _weighted_mean((student - teacher).square().mean(-1), _keep(mask, student.shape[:-1], student))
 
 # %% ../../nbs/learning/01_losses.ipynb #cell-040
-def hidden_mse(student: Tensor, teacher: Tensor, mask: Tensor | None = None,
-               projection: Callable[[Tensor], Tensor] | None = None, weights: Tensor | None = None) -> Tensor:
+def hidden_mse(
+    student: Tensor,
+    teacher: Tensor,
+    mask: Tensor | None = None,
+    projection: Callable[[Tensor], Tensor] | None = None,
+    weights: Tensor | None = None,
+) -> Tensor:
     """Mean squared difference of hidden states or embeddings over real tokens (TinyBERT, arXiv 1909.10351).
 
     Parameters
@@ -188,13 +204,16 @@ def _match_heads(what: str, student: Tensor, teacher: Tensor) -> tuple[Tensor, T
     if student.ndim != 4 or student.shape[2] != student.shape[3]:
         raise ValueError(f"{what}: expected (batch, heads, seq, seq), got {tuple(student.shape)}")
     if teacher.ndim == 4 and student.shape[1] != teacher.shape[1]:
-        raise ValueError(f"{what}: expected equal head counts, got student {student.shape[1]} and teacher "
-                         f"{teacher.shape[1]} (shapes {tuple(student.shape)} and {tuple(teacher.shape)})")
+        raise ValueError(
+            f"{what}: expected equal head counts, got student {student.shape[1]} and teacher "
+            f"{teacher.shape[1]} (shapes {tuple(student.shape)} and {tuple(teacher.shape)})"
+        )
     return _match(what, student, teacher)
 
 
-def attention_score_mse(student_scores: Tensor, teacher_scores: Tensor, mask: Tensor | None = None,
-                        weights: Tensor | None = None) -> Tensor:
+def attention_score_mse(
+    student_scores: Tensor, teacher_scores: Tensor, mask: Tensor | None = None, weights: Tensor | None = None
+) -> Tensor:
     """Mean squared difference of attention scores before the softmax (TinyBERT, arXiv 1909.10351).
 
     Parameters

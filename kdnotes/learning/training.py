@@ -175,7 +175,7 @@ def train(
     ----------
     train, select: encoded rows (`encode`); `select` may be None, then the last weights are kept.
     objective: `(model, batch) -> loss`; plain cross-entropy if None.
-    metric: what is scored on `select`, a name of `kdnotes.metrics`.
+    metric: what is scored on `select`, a name of `kdnotes.core.metrics`.
     evaluations: how many times an epoch is evaluated and checkpointed; below 1 for many short epochs.
     patience: stop after this many evaluations without a better score; never if None.
     bf16: bfloat16 autocast; faster on processors that have it, worth it from a width of about 256.

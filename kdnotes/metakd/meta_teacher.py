@@ -180,7 +180,7 @@ def taught_by(problem: Problem, rows: Pool, name: str, new: Callable, objective:
     ----------
     name: what kind of teacher it is.
     new: makes the untrained module.
-    objective, tokenizer: see `kdnotes.training.train`.
+    objective, tokenizer: see `kdnotes.learning.training.train`.
     epochs, lr: those of the problem if None.
     seed: of this teacher; that of the problem plays no part.
     weights: of the training rows, `(rows,)`.
@@ -211,14 +211,14 @@ def taught_by(problem: Problem, rows: Pool, name: str, new: Callable, objective:
     return module.eval().requires_grad_(False).to(problem.teacher.device)
 
 # %% ../../nbs/metakd/03_meta_teacher.ipynb #cell-027
-def mix_teacher(problem: Problem, rows: Pool, epochs: float | None = None, lr: float | None = None,
-                seed: int = 0) -> PreTrainedModel:
+def mix_teacher(
+    problem: Problem, rows: Pool, epochs: float | None = None, lr: float | None = None, seed: int = 0
+) -> PreTrainedModel:
     """One model for the rows of all domains of a pool; for a pool of one domain, its single teacher."""
     return taught_by(problem, rows, "mix", lambda: _start(problem, seed), epochs=epochs, lr=lr, seed=seed)
 
 
-def mtl_teacher(problem: Problem, rows: Pool, epochs: float | None = None, lr: float | None = None,
-                seed: int = 0) -> DomainHeads:
+def mtl_teacher(problem: Problem, rows: Pool, epochs: float | None = None, lr: float | None = None, seed: int = 0) -> DomainHeads:
     """One encoder for all domains of a pool, with a head for each."""
     marked = _marked(problem.tokenizer)
 
@@ -275,8 +275,13 @@ def fit_teacher_single(problem: Problem) -> PreTrainedModel:
     "teacher_mix", "one teacher for the rows of all domains", title="BERT-mix", paper="arXiv 2012.01266", reads_source=True,
     several_domains=True, family="reference", role="another teacher",
 )  # fmt: skip
-def fit_teacher_mix(problem: Problem, leave_out: bool = False, stage1_epochs: float | None = None,
-                    stage1_lr: float | None = None, stage1_seed: int = 0) -> PreTrainedModel:
+def fit_teacher_mix(
+    problem: Problem,
+    leave_out: bool = False,
+    stage1_epochs: float | None = None,
+    stage1_lr: float | None = None,
+    stage1_seed: int = 0,
+) -> PreTrainedModel:
     """One teacher for the rows of all domains.
 
     Parameters
@@ -292,8 +297,13 @@ def fit_teacher_mix(problem: Problem, leave_out: bool = False, stage1_epochs: fl
     "teacher_mtl", "a teacher with a head for each domain", title="BERT-mtl", paper="arXiv 2012.01266", reads_source=True,
     several_domains=True, family="reference", role="another teacher",
 )  # fmt: skip
-def fit_teacher_mtl(problem: Problem, leave_out: bool = False, stage1_epochs: float | None = None,
-                    stage1_lr: float | None = None, stage1_seed: int = 0) -> PreTrainedModel:
+def fit_teacher_mtl(
+    problem: Problem,
+    leave_out: bool = False,
+    stage1_epochs: float | None = None,
+    stage1_lr: float | None = None,
+    stage1_seed: int = 0,
+) -> PreTrainedModel:
     """One encoder for all domains with a head for each; the target's model, or the mean of the heads if it was left out.
 
     Parameters

@@ -102,8 +102,9 @@ def centroids(embeddings: np.ndarray, domains: np.ndarray, classes: np.ndarray) 
     return means
 
 # %% ../../nbs/metakd/02_prototypes.ipynb #cell-017
-def prototype_scores(embeddings: np.ndarray, domains: np.ndarray, classes: np.ndarray, alpha: float = 0.5,
-                     zeta: float | None = None) -> np.ndarray:
+def prototype_scores(
+    embeddings: np.ndarray, domains: np.ndarray, classes: np.ndarray, alpha: float = 0.5, zeta: float | None = None
+) -> np.ndarray:
     """How well each example transfers: closeness to its class at home and in the other domains (Meta-KD), `(rows,)`.
 
     Parameters
@@ -156,8 +157,15 @@ def normalised(scores: np.ndarray) -> np.ndarray:
 SCORES = ("class", "domain", "public")
 
 
-def scores_of(rows, encoder: PreTrainedModel, tokenizer, score: str = "class", alpha: float = 0.5,
-              zeta: float | None = None, cache: Store | None = None) -> np.ndarray:
+def scores_of(
+    rows,
+    encoder: PreTrainedModel,
+    tokenizer,
+    score: str = "class",
+    alpha: float = 0.5,
+    zeta: float | None = None,
+    cache: Store | None = None,
+) -> np.ndarray:
     """The transfer score of encoded rows with a column `domain`, `(rows,)`.
 
     Parameters

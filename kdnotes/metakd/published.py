@@ -53,8 +53,11 @@ def in_domains(name: str, rows: dict[str, tuple[float, ...]], metric: str = "acc
     for method, values in rows.items():
         if len(values) != len(domains):
             raise ValueError(f"{method} has {len(values)} numbers for the {len(domains)} domains {', '.join(domains)}")
-    return {(method, name, domain, "", metric): round(value / 100, 4)
-            for method, values in rows.items() for domain, value in zip(domains, values)}
+    return {
+        (method, name, domain, "", metric): round(value / 100, 4)
+        for method, values in rows.items()
+        for domain, value in zip(domains, values)
+    }
 
 # %% ../../nbs/metakd/05_published.ipynb #pub-13
 META_KD_LEFT_OUT = {

@@ -13,7 +13,6 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 from transformers.masking_utils import eager_mask
 from transformers.modeling_outputs import ModelOutput
 
-
 # %% ../../nbs/models/03_attention.ipynb #cell-006
 class Attention(NamedTuple):
     """What one attention layer computed for a batch."""

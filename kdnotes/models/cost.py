@@ -177,8 +177,9 @@ def _milliseconds(model: nn.Module, inputs: dict[str, torch.Tensor], calls: int)
     return (time.perf_counter() - start) * 1000 / calls
 
 
-def latency(models: dict[str, nn.Module], length: int = 128, batch: int = 1, threads: int = 2, rounds: int = 11,
-            warmup: int = 2) -> dict[str, Latency]:
+def latency(
+    models: dict[str, nn.Module], length: int = 128, batch: int = 1, threads: int = 2, rounds: int = 11, warmup: int = 2
+) -> dict[str, Latency]:
     """Time models on the CPU against each other: each round times every model once, in rotating order.
 
     Parameters
@@ -223,8 +224,9 @@ def bert_base_shape(num_labels: int = 2) -> BertForSequenceClassification:
         return BertForSequenceClassification(BertConfig(num_labels=num_labels)).eval()
 
 # %% ../../nbs/models/04_cost.ipynb #cell-058
-def measure(model: nn.Module, teacher: nn.Module, length: int = 128, batch: int = 1, threads: int = 2,
-            rounds: int = 5) -> dict[str, float]:
+def measure(
+    model: nn.Module, teacher: nn.Module, length: int = 128, batch: int = 1, threads: int = 2, rounds: int = 5
+) -> dict[str, float]:
     """What a model costs, beside its teacher and beside the shape of BERT-base.
 
     Returns
