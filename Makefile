@@ -19,8 +19,10 @@ help:  ## list these targets
 reproduce: .venv/.installed  ## compute every artefact into build/ (ARGS="--profile laptop --only fig02")
 	$(BIN)/kdnotes reproduce $(ARGS)
 
-test: .venv/.installed  ## run every check: ruff, the notebooks, the tests (ARGS="-m 'not slow'")
+test: .venv/.installed  ## run every check: ruff, mypy, the notebooks, the tests (ARGS="-m 'not slow'")
+	$(BIN)/ruff format --check --quiet
 	$(BIN)/ruff check --quiet
+	$(BIN)/mypy --no-error-summary
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 figures: .venv/.installed  ## redraw the committed pictures from the committed runs

@@ -5,10 +5,11 @@
 import json
 import shlex
 
-from kdnotes.cli import read_settings
-from kdnotes.experiments.runs import ARTEFACTS, find_artefact, grid
-from kdnotes.experiments.specs import find_profile, overrides
-from kdnotes.core.store import address
+from kdnotes.cli import artefacts, read_settings
+from kdnotes.core.records import address
+from kdnotes.experiments.plans import grid
+from kdnotes.experiments.profiles import find_profile
+from kdnotes.experiments.specs import overrides
 
 
 def typed(value):  # Snakemake hands on every leaf of a dictionary as text
@@ -18,8 +19,9 @@ def typed(value):  # Snakemake hands on every leaf of a dictionary as text
 PROFILE, OUT = config.get("profile", "world"), config.get("out", "build")
 SEEDS = int(config.get("seeds", find_profile(PROFILE).seeds))
 SETTINGS = typed(config.get("settings", {}))  # entries of the profile: settings='{"rows": 500}'
-NAMES = [find_artefact(name).name for name in str(config.get("only", "")).split(",") if name] or list(ARTEFACTS)
-GRIDS = {name: grid(name, PROFILE, SEEDS, **SETTINGS) for name in NAMES}
+PLANS = {name: one.plan for name, one in artefacts().items()}
+NAMES = [name for name in str(config.get("only", "")).split(",") if name] or list(PLANS)
+GRIDS = {name: grid(PLANS[name], PROFILE, SEEDS, **SETTINGS) for name in NAMES}
 SPECS = {address(spec): spec for specs in GRIDS.values() for spec in specs}
 
 

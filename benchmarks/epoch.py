@@ -24,8 +24,8 @@ from transformers import BertConfig, BertForSequenceClassification, set_seed
 
 from kdnotes.core.store import Store
 from kdnotes.data import worlds
-from kdnotes.learning.knowledge import Problem
 from kdnotes.learning.losses import kd_loss
+from kdnotes.learning.problem import Problem
 from kdnotes.learning.training import LengthGrouped
 from kdnotes.models.encoders import word_tokenizer
 from kdnotes.models.rows import Collate, encode, model_inputs

@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 
 from kdnotes.core.store import Store
-from kdnotes.experiments.plots import read_table, same_table
+from kdnotes.experiments.tables import read_table, same_table
 
 TINY = dict(
     rows=600, teacher_rows=300, epochs=4, teacher_epochs=3, layers=2, width=16, heads=2, max_length=24,

@@ -15,8 +15,8 @@ from datasets import disable_progress_bars
 from scipy.stats import ttest_rel
 from transformers.utils import logging
 
+from kdnotes.adabert.search import search
 from kdnotes.adabert.student import derive, taught_rows, train_student
-from kdnotes.adabert.supernet import search
 from kdnotes.learning import demo
 
 WAYS = {"sampled paths": 4, "all operations": 0}

@@ -38,7 +38,7 @@ html_favicon = "static/icon.svg"
 html_context = {"default_mode": "auto"}
 html_show_sourcelink = False
 html_copy_source = False
-html_sidebars = {page: [] for page in ("index", "CONTRIBUTING", "CHANGELOG", "search")}
+html_sidebars = {page: [] for page in ("index", "nbs/index", "figures/README", "CONTRIBUTING", "CHANGELOG", "search")}
 html_theme_options = {
     "logo": {"text": project},
     "icon_links": [{"name": "GitHub", "url": REPOSITORY, "icon": "fa-brands fa-github"}],
@@ -51,7 +51,7 @@ html_theme_options = {
 
 
 def tidy(app, what, name, obj, options, lines):
-    """Docstrings write `name : meaning` in one line; numpydoc wants the meaning below, what follows the colon is a type."""
+    """Docstrings write `name: meaning` in one line; numpydoc wants the meaning below, what follows the colon is a type."""
     text = link_names("\n".join(lines), ":{}:")
     text = re.sub(r"(`[^`\n]+`)(\w?)", lambda m: rf"{m[1]}\ {m[2]}" if m[2] else m[1], text)  # a plural: `Dataset`s
     head, *sections = re.split(r"^(?=(?:Parameters|Attributes|Returns|Raises)\n-+$)", text, flags=re.M)

@@ -6,9 +6,9 @@ same notebooks for Colab instead: unchanged, behind one cell that installs.
 """
 
 import argparse
-import json
 import re
 import shutil
+from collections.abc import Iterable
 from configparser import ConfigParser
 from functools import cache
 from pathlib import Path
@@ -16,24 +16,33 @@ from urllib.parse import quote
 
 import nbformat
 
+import kdnotes
+
 ROOT = Path(__file__).resolve().parents[1]
 SETTINGS = ConfigParser()
 SETTINGS.read(ROOT / "settings.ini")
 REPOSITORY = SETTINGS["DEFAULT"]["git_url"]
+FRONT = Path("nbs/index.ipynb")
 
-# The groups of the book by the number of a notebook; one that has no notebook yet is left out.
+# The groups of the book in order: a folder of `nbs/`, and of `kdnotes/`, and its title; "" is the root itself.
 GROUPS = {
-    range(0, 5): "Tasks and worlds",
-    range(5, 20): "Teachers, students, training",
-    range(20, 30): "AdaBERT",
-    range(30, 40): "L2A",
-    range(40, 50): "Meta-KD",
-    range(50, 60): "The landscape",
-    range(60, 100): "Methods and experiments",
+    "core": "Ground: hashes, store, metrics",
+    "data": "Tasks and worlds",
+    "models": "Models",
+    "learning": "Learning",
+    "baselines": "Baselines",
+    "adabert": "AdaBERT",
+    "l2a": "L2A",
+    "metakd": "Meta-KD",
+    "": "The front door",
+    "experiments": "Experiments",
+    "figures": "The talk's figures",
+    "guides": "Guides",
 }
 # What a directive of a cell asks of myst-nb; `hide` and `default_exp` leave the whole cell out.
 TAGS = {"echo: false": "remove-input", "output: false": "remove-output", "code-fold: true": "hide-input"}
 DIRECTIVE = re.compile(r"^#\|[ \t]*([\w-]+)(:?)[ \t]*(.*)\n?", re.M)
+PAGE = re.compile(r"(?<!\[)`((?:\w+/)?\d\d_\w+|(?:figures|guides)/\w+)`")  # `learning/01_losses`, `02_cli`, `figures/fig05`
 EQUATION = re.compile(r"(\$\$.+?\$\$)([ \t]*\([\w-]+\))?", re.S)
 FENCE = re.compile(r"(^```.*?^```[ \t]*$)", re.M | re.S)
 INSTALL = """\
@@ -44,40 +53,55 @@ INSTALL = """\
 """
 
 
-def notebooks(folder: str = "") -> list[Path]:
-    """The notebooks of `nbs/<folder>`, relative to the root, in order of their names."""
-    found = (ROOT / "nbs" / folder).glob("*.ipynb")
-    return sorted(path.relative_to(ROOT) for path in found)
+def notebooks() -> list[Path]:
+    """Every notebook, relative to the root, in order of folder and name."""
+    found = (path.relative_to(ROOT) for path in (ROOT / "nbs").rglob("*.ipynb"))
+    return sorted(path for path in found if not any(part.startswith((".", "_")) for part in path.parts))
 
 
-def book() -> dict[str, list[Path]]:
-    """Group -> its notebooks; the number that a name begins with decides.
+def group(path: Path) -> str:
+    """The folder that a notebook or a module lies in: `learning`, or nothing for the root.
 
     Raises
     ------
     ValueError
-        A notebook without a number, or with one that no group holds.
+        The folder has no title.
     """
-    groups = {title: [] for title in GROUPS.values()}
-    for path in notebooks():
-        if path.stem == "index":
-            continue
-        number = re.match(r"\d+", path.stem)
-        title = next((title for numbers, title in GROUPS.items() if number and int(number[0]) in numbers), None)
-        if title is None:
-            raise ValueError(f"{path}: its name must begin with a number that a group holds, see GROUPS")
-        groups[title].append(path)
-    return {title: paths for title, paths in groups.items() if paths}
+    folder = path.parts[1] if len(path.parts) > 2 else ""
+    if folder not in GROUPS:
+        raise ValueError(f"{path}: the folder {folder!r} needs a title, see GROUPS")
+    return folder
+
+
+def by_group(paths: Iterable[Path]) -> dict[str, list[Path]]:
+    """Folder -> its paths, folders in the order of the book; a folder that has none is left out."""
+    groups = {folder: [] for folder in GROUPS}
+    for path in paths:
+        groups[group(path)].append(path)
+    return {folder: found for folder, found in groups.items() if found}
+
+
+def book() -> dict[str, list[Path]]:
+    """Folder -> its notebooks; the front page is none of them."""
+    return by_group(path for path in notebooks() if path != FRONT)
 
 
 def modules() -> dict[str, Path | None]:
     """Public module -> the notebook it is exported from."""
+    paths = sorted(path.relative_to(ROOT) for path in (ROOT / "kdnotes").rglob("*.py"))
+    public = [path for path in paths if not any(part.startswith("_") for part in path.parts)]
     found = {}
-    for path in sorted((ROOT / "kdnotes").rglob("*.py")):
-        parts = path.relative_to(ROOT).with_suffix("").parts
-        if not any(part.startswith("_") for part in parts):
-            source = re.search(r"File to edit: (?:\.\./)+(nbs/\S+\.ipynb)", path.read_text())
-            found[".".join(parts)] = Path(source[1]) if source else None
+    for path in sum(by_group(public).values(), []):
+        source = re.search(r"File to edit: (?:\.\./)+(nbs/\S+\.ipynb)", (ROOT / path).read_text())
+        found[".".join(path.with_suffix("").parts)] = Path(source[1]) if source else None
+    return found
+
+
+def packages() -> dict[str, list[str]]:
+    """Package -> its modules, each in the order of the book: `kdnotes.learning`, and `kdnotes` itself."""
+    found = {}
+    for module in modules():
+        found.setdefault(module.rpartition(".")[0], []).append(module)
     return found
 
 
@@ -112,14 +136,10 @@ def prose(text: str, page: str, count) -> str:
 
     def change(part):
         part = EQUATION.sub(lambda m: m[1] + (m[2] or f" ({page}-{next(count)})"), part)
-        part = re.sub(r"(?<!\[)`(\d\d_\w+)`", lambda m: f"[`{m[1]}`](/nbs/{m[1]}.ipynb)" if here(m[1]) else m[0], part)
+        part = PAGE.sub(r"[`\1`](/nbs/\1.ipynb)", part)
         return link_names(part, "{{{}}}")
 
     return outside_code(change, text)
-
-
-def here(stem: str) -> bool:
-    return (ROOT / "nbs" / f"{stem}.ipynb").exists()
 
 
 def apply_directives(cell) -> bool:
@@ -149,13 +169,14 @@ def owner() -> str:
     return REPOSITORY.removeprefix("https://github.com/")
 
 
-def committed(path: Path) -> str:
-    """What a figure notebook last drew, for its page: it is run in batch, and stored without outputs."""
+def committed(path: Path, notebook: nbformat.NotebookNode) -> str:
+    """The committed pictures of a figure's notebook, but for the one that it stores itself."""
+    stored = any("image/png" in output.get("data", {}) for cell in notebook.cells for output in cell.get("outputs", []))
     shown = ""
-    for found in sorted((ROOT / "figures").glob("*/*/provenance.json"), reverse=True):
-        if json.loads(found.read_text()).get("notebook") == path.as_posix():
-            folder, profile = found.parent.relative_to(ROOT).as_posix(), found.parent.name
-            table = f"{{ref}}`the table <{found.parent.parent.name}-{profile}>`"
+    for found in sorted((ROOT / "figures").glob(f"{path.stem}/*/provenance.json"), reverse=True):
+        folder, profile = found.parent.relative_to(ROOT).as_posix(), found.parent.name
+        if not (stored and profile == "world"):  # opened by hand, a notebook draws `world`
+            table = f"{{ref}}`the table <{path.stem}-{profile}>`"
             shown += f"```{{figure}} /{folder}/figure.png\nCommitted, profile `{profile}`; with {table}.\n```\n\n"
     return shown
 
@@ -166,7 +187,7 @@ def convert(path: Path) -> nbformat.NotebookNode:
     count = iter(range(1, 1000))
     for cell in notebook.cells:
         if cell.cell_type == "markdown":
-            cell.source = prose(cell.source, path.stem, count)
+            cell.source = prose(cell.source, stem(path.relative_to("nbs")).replace("/", "-"), count)
     notebook.cells = [cell for cell in notebook.cells if cell.cell_type != "code" or apply_directives(cell)]
     first = notebook.cells[0]
     head = re.match(r"# .*\n*(?:>.*\n?)*", first.source)
@@ -175,7 +196,7 @@ def convert(path: Path) -> nbformat.NotebookNode:
     code = [place for place, cell in enumerate(notebook.cells) if cell.cell_type == "code"]
     if code:
         first.source = f"{head[0].rstrip()}\n\n{links(path)}\n{first.source[head.end() :]}"
-    if pictures := committed(path):
+    if group(path) == "figures" and (pictures := committed(path, notebook)):
         notebook.cells.insert(code[0], nbformat.v4.new_markdown_cell(pictures))
     return notebook
 
@@ -187,9 +208,9 @@ def heading(path: Path) -> tuple[str, str]:
     return re.match(r"# (.*)", source)[1], summary[1] if summary else ""
 
 
-def toctree(pages, caption: str = "") -> str:
+def toctree(pages: Iterable[str]) -> str:
     entries = "\n".join(page if "<" in page else f"/{page}" for page in pages)
-    return f"```{{toctree}}\n:hidden:\n{caption and f':caption: {caption}'}\n\n{entries}\n```\n"
+    return f"```{{toctree}}\n:hidden:\n\n{entries}\n```\n"
 
 
 def listing(paths: list[Path]) -> str:
@@ -203,54 +224,71 @@ def stem(path: Path) -> str:
 def stage(out: Path) -> None:
     """Write the whole source of the site into an empty folder."""
     shutil.rmtree(out, ignore_errors=True)
-    (out / "api").mkdir(parents=True)
-    guides = [Path("nbs/index.ipynb"), *notebooks("guides")]
-    for path in (*guides, *notebooks("figures"), *sum(book().values(), [])):
+    for folder in ("api", "book"):
+        (out / folder).mkdir(parents=True)
+    for path in notebooks():
         (out / path).parent.mkdir(parents=True, exist_ok=True)
         nbformat.write(convert(path), out / path)
 
     for page in ("CONTRIBUTING.md", "CHANGELOG.md", "docs/index.md"):
         shutil.copy(ROOT / page, out)
     shutil.copytree(ROOT / "figures", out / "figures", ignore=shutil.ignore_patterns("*.jsonl", "*.svg"))
-    figures = re.sub(r"^(?=## (\w+), profile `(\w+)`$)", r"(\1-\2)=\n", (out / "figures" / "README.md").read_text(), flags=re.M)
-    (out / "figures" / "README.md").write_text(figures + "\n" + toctree(map(stem, notebooks("figures"))))
+    (out / "figures" / "README.md").write_text(figures_page((ROOT / "figures" / "README.md").read_text()))
 
-    (out / "guides.md").write_text(guides_page(guides))
     (out / "book.md").write_text(book_page())
+    for folder, paths in book().items():
+        (out / f"{group_page(folder)}.md").write_text(f"# {GROUPS[folder]}\n\n{listing(paths)}\n{toctree(map(stem, paths))}")
+
     (out / "api" / "index.md").write_text(api_page())
+    for package, members in packages().items():
+        (out / "api" / f"{package}.md").write_text(package_page(package, members))
     for module, source in modules().items():
         (out / "api" / f"{module}.md").write_text(module_page(module, source))
 
 
-def guides_page(guides: list[Path]) -> str:
-    contents = toctree(["Overview </nbs/index>", *map(stem, guides[1:])])
-    return f"# Guides\n\nShort ways in.\n\n{listing(guides)}\n{contents}"
+def figures_page(text: str) -> str:
+    """The page of all figures; a figure may have been committed when its notebook had another name."""
+    head, *sections = re.split(r"^(?=## )", text, flags=re.M)
+    for place, section in enumerate(sections):
+        artefact, profile = re.match(r"## (\w+), profile `(\w+)`", section).groups()
+        notebook = f"Notebook: [{artefact}.ipynb](/nbs/figures/{artefact}.ipynb)"
+        sections[place] = f"({artefact}-{profile})=\n" + re.sub(r"^Notebook: .*", notebook, section, flags=re.M)
+    return head + "".join(sections)
 
 
 def book_page() -> str:
     text = "# The book\n\nOne notebook, one idea, one module: each runs from top to bottom in seconds per cell.\n"
-    for title, paths in book().items():
-        text += f"\n## {title}\n\n{listing(paths)}\n{toctree(map(stem, paths), title)}"
-    return text
+    for folder, paths in book().items():
+        text += f"\n## {GROUPS[folder]}\n\n{listing(paths)}"
+    return f"{text}\n{toctree(map(group_page, book()))}"
+
+
+def group_page(folder: str) -> str:
+    return f"book/{folder or 'front_door'}"
 
 
 def api_page() -> str:
-    front = "".join(f".. autofunction:: kdnotes.{name}\n" for name in ("fine_tune", "distill", "run", "load_task"))
-    listed = "".join(f"- {{py:mod}}`{module}`\n" for module in modules())
-    contents = toctree(f"{module.removeprefix('kdnotes.')} </api/{module}>" for module in modules())
-    return f"""# API
+    text = "# API\n\nWhat each module exports. The front door is {py:mod}`kdnotes` itself.\n"
+    for package, members in packages().items():
+        text += f"\n## {GROUPS[package.removeprefix('kdnotes').removeprefix('.')]}\n\n{module_list(members)}"
+    return f"{text}\n{api_toctree(packages())}"
 
-What each module exports. `import kdnotes` itself offers the front door:
 
-```{{eval-rst}}
-.. module:: kdnotes
+def package_page(package: str, members: list[str]) -> str:
+    """The modules of a package; for `kdnotes` also the functions that it offers itself."""
+    offered = [name for name in kdnotes.__all__ if package == "kdnotes" and f"kdnotes.{name}" not in members]
+    functions = "".join(f".. autofunction:: {package}.{name}\n" for name in offered)
+    head = f"# {package}\n\n{module_list(members)}\n"
+    return f"{head}```{{eval-rst}}\n.. module:: {package}\n\n{functions}```\n\n{api_toctree(members)}"
 
-{front}```
 
-## Modules
+def module_list(members: list[str]) -> str:
+    sources = modules()
+    return "".join(f"- {{py:mod}}`{name}`: {heading(sources[name])[1] if sources[name] else ''}\n" for name in members)
 
-{listed}
-{contents}"""
+
+def api_toctree(names: Iterable[str]) -> str:
+    return toctree(f"{name.rpartition('.')[2]} </api/{name}>" for name in names)
 
 
 def module_page(module: str, source: Path | None) -> str:
@@ -261,7 +299,7 @@ def module_page(module: str, source: Path | None) -> str:
 def for_colab(out: Path) -> None:
     """Write every notebook behind a cell that installs what it needs."""
     install = INSTALL.format(repository=REPOSITORY, name=SETTINGS["DEFAULT"]["repo"])
-    for path in (*notebooks(), *notebooks("guides"), *notebooks("figures")):
+    for path in notebooks():
         notebook = nbformat.read(ROOT / path, 4)
         notebook.cells.insert(0, nbformat.v4.new_code_cell(install, id="install"))
         (out / path).parent.mkdir(parents=True, exist_ok=True)

@@ -43,7 +43,7 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str):
+def __getattr__(name: str) -> object:
     if name not in _HOME:
         raise AttributeError(f"module 'kdnotes' has no attribute {name!r}; it offers {', '.join(__all__)}")
     module = import_module(_HOME[name], __name__)

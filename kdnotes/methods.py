@@ -8,15 +8,17 @@ __all__ = ['fine_tune', 'make_card', 'check_teacher', 'read_source', 'distill', 
 # %% ../nbs/01_methods.ipynb #cell-003
 from importlib import import_module
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers import AutoModel, PreTrainedModel, set_seed
+from transformers import AutoModel, PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
 from .core.hashes import model_sha256, rows_sha256
 from .core.metrics import bootstrap
-from .core.store import Store, provenance
+from .core.provenance import provenance
+from .core.store import Store
 from .data.columns import Columns, check_rows, read_columns
-from .learning.knowledge import Problem
+from .learning.problem import Problem
 from .learning.registry import METHODS, check_settings, declared, find_method
 from .learning.training import check_training
 from .learning.training import train as train_model
@@ -24,6 +26,9 @@ from .models.card import LATENCY_LENGTH, Card
 from .models.cost import measure
 from .models.encoders import HEADS, load, load_encoder, load_tokenizer, make_student
 from .models.rows import encode, gold_labels, predict, predicted_labels
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 # %% ../nbs/01_methods.ipynb #c8477410b
 for _module in declared():
@@ -34,8 +39,10 @@ _all_ = ["METHODS", "find_method"]  # whoever imports them from here finds every
 
 # %% ../nbs/01_methods.ipynb #cell-020
 def fine_tune(
-    encoder, train, select, *, text=None, label: str = "label", labels=None, kind: str | None = None, tokenizer=None,
-    metric: str = "accuracy", max_length: int = 64, seed: int = 0, **training,
+    encoder: PreTrainedModel | str | Path, train: "Dataset", select: "Dataset", *, text: str | tuple[str, ...] | None = None,
+    label: str = "label", labels: tuple[str, ...] | None = None, kind: str | None = None,
+    tokenizer: PreTrainedTokenizerBase | None = None, metric: str = "accuracy", max_length: int = 64, seed: int = 0,
+    **training: Any,
 ) -> PreTrainedModel:  # fmt: skip
     """Fine-tune an encoder into a teacher.
 
@@ -60,14 +67,15 @@ def fine_tune(
         tokenizer = tokenizer or load_tokenizer(str(encoder))
     else:
         model = make_student(encoder, columns.labels, columns.kind, layers=encoder.config.num_hidden_layers)
-        tokenizer = tokenizer or load_tokenizer(encoder.name_or_path)
-    parts = [encode(part, tokenizer, columns.text, columns.label, max_length, columns.kind) for part in (train, select)]
-    train_model(model, *parts, tokenizer, metric=metric, label_names=columns.labels, seed=seed, **training)
+        tokenizer = tokenizer or load_tokenizer(str(encoder.name_or_path))
+    rows, chosen_on = (encode(part, tokenizer, columns.text, columns.label, max_length, columns.kind) for part in (train, select))
+    train_model(model, rows, chosen_on, tokenizer, metric=metric, label_names=columns.labels, seed=seed, **training)
     return model
 
 # %% ../nbs/01_methods.ipynb #cell-024
-def make_card(method: str, student, problem: Problem, data, split: str, **made) -> Card:
-    """Score, cost and origin of a student beside its teacher, on encoded rows."""
+def make_card(method: str, student: PreTrainedModel, problem: Problem, rows: "Dataset | None" = None, **made: Any) -> Card:
+    """Score, cost and origin of a student beside its teacher, on encoded rows, or on `select` if there are none."""
+    split, data = ("select", problem.select) if rows is None else ("report", rows)
     gold = gold_labels(data)
     scores = [
         bootstrap(problem.metric, gold, [predicted_labels(predict(m, data, problem.tokenizer))], problem.labels)
@@ -81,10 +89,14 @@ def make_card(method: str, student, problem: Problem, data, split: str, **made) 
         train_sha256=rows_sha256(problem.train), report_sha256=rows_sha256(data), training=problem.training,
         libraries=provenance(command=[""])["libraries"], latency_length=LATENCY_LENGTH,
     )  # fmt: skip
-    return Card(method, problem.metric, split, len(data), *scores[0], scores[1].value, *costs, made)
+    (score, low, high), theirs = scores
+    return Card(method, problem.metric, split, len(data), score, low, high, theirs.value, costs[0], costs[1], made)
 
 # %% ../nbs/01_methods.ipynb #cell-025
-def check_teacher(teacher: PreTrainedModel, tokenizer, columns: Columns, encoder=None, max_length: int = 0) -> None:
+def check_teacher(
+    teacher: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, columns: Columns, encoder: PreTrainedModel | None = None,
+    max_length: int = 0,
+) -> None:  # fmt: skip
     """Refuse a teacher, or an encoder for students, that cannot read this task.
 
     Raises
@@ -93,20 +105,22 @@ def check_teacher(teacher: PreTrainedModel, tokenizer, columns: Columns, encoder
         The teacher's labels are not the data's, a vocabulary is smaller than the tokenizer's, or `max_length` is more
         than a model can read.
     """
-    theirs = tuple(teacher.config.id2label[i] for i in sorted(teacher.config.id2label))
+    theirs = tuple(str(name) for _, name in sorted((teacher.config.id2label or {}).items()))
     numbered = tuple(map(str, range(len(theirs))))
     unnamed = columns.labels == numbered or theirs in (numbered, tuple(f"LABEL_{i}" for i in numbered))
     if len(theirs) != len(columns.labels) or not (unnamed or theirs == columns.labels):
         raise ValueError(f"the teacher's labels are {', '.join(theirs)}, the data's {', '.join(columns.labels)}")
     for name, model in (("teacher", teacher), ("encoder", encoder)):
-        config = getattr(model, "config", None)
+        config: Any = getattr(model, "config", None)
         if len(tokenizer) > getattr(config, "vocab_size", len(tokenizer)):
             raise ValueError(f"the tokenizer has {len(tokenizer)} pieces, the {name} only {config.vocab_size}")
         if max_length > getattr(config, "max_position_embeddings", max_length):
             raise ValueError(f"max_length={max_length} is outside 3..{config.max_position_embeddings}, what the {name} can read")
 
 # %% ../nbs/01_methods.ipynb #a5b7e90c
-def read_source(source, domain: str, target: str, tokenizer, columns: Columns, max_length: int):
+def read_source(
+    source: "Dataset | None", domain: str, target: str, tokenizer: PreTrainedTokenizerBase, columns: Columns, max_length: int
+) -> "tuple[Dataset | None, tuple[str, ...]]":
     """The encoded rows of other domains with their domain's index, and the names of all domains, the target first.
 
     Raises
@@ -126,63 +140,84 @@ def read_source(source, domain: str, target: str, tokenizer, columns: Columns, m
     rows = encode(source, tokenizer, columns.text, columns.label, max_length, columns.kind)
     return rows.add_column("domain", [domains.index(name) for name in names]), domains
 
+# %% ../nbs/01_methods.ipynb #c0864f71b
+def _load_models(
+    teacher: PreTrainedModel | str | Path, encoder: PreTrainedModel | str | Path | None,
+    tokenizer: PreTrainedTokenizerBase | None, columns: Columns, max_length: int, seed: int,
+) -> tuple[PreTrainedModel, PreTrainedModel, PreTrainedTokenizerBase]:  # fmt: skip
+    """Teacher, encoder and tokenizer, loaded where they are only named, and checked against the data."""
+    named = str(teacher) if isinstance(teacher, (str, Path)) else str(teacher.name_or_path)
+    tokenizer = tokenizer or load_tokenizer(named)
+    given: PreTrainedModel = (
+        load(HEADS[columns.kind], named, use_safetensors=True) if isinstance(teacher, (str, Path)) else teacher
+    )
+    if isinstance(encoder, (str, Path)):
+        set_seed(seed)  # a masked-language-model checkpoint has no pooler: loading draws one
+        encoder = load(AutoModel, str(encoder), use_safetensors=True)
+    own: PreTrainedModel | None = None if isinstance(encoder, (str, Path)) else encoder
+    check_teacher(given, tokenizer, columns, own, max_length)
+    return given, own or given, tokenizer
+
+
+def _encoded(rows: "Dataset", tokenizer: PreTrainedTokenizerBase, columns: Columns, max_length: int) -> "Dataset":
+    return encode(rows, tokenizer, columns.text, columns.label, max_length, columns.kind)
+
+
+def _problem(
+    teacher: PreTrainedModel | str | Path, encoder: PreTrainedModel | str | Path | None,
+    tokenizer: PreTrainedTokenizerBase | None, train: "Dataset", select: "Dataset", columns: Columns, max_length: int,
+    source: tuple, given: dict[str, Any],
+) -> Problem:  # fmt: skip
+    """What a method is given: the frozen teacher and encoded rows, those of other domains among them."""
+    seed = given["training"]["seed"]
+    teacher, encoder, tokenizer = _load_models(teacher, encoder, tokenizer, columns, max_length, seed)
+    teacher.eval().requires_grad_(False).to("cuda" if torch.cuda.is_available() else "cpu")
+    rows, column, target = source
+    others, domains = read_source(rows, column, target, tokenizer, columns, max_length)
+    train, select = (_encoded(part, tokenizer, columns, max_length) for part in (train, select))
+    return Problem(
+        teacher, encoder, tokenizer, train, select, columns.labels, columns.kind, source=others, domains=domains, **given
+    )
+
 # %% ../nbs/01_methods.ipynb #cell-025b
 def distill(
-    teacher, train, select, method: str = "kd", *, text=None, label: str = "label", labels=None, kind: str | None = None,
-    tokenizer=None, encoder=None, metric: str = "accuracy", max_length: int = 64, seed: int = 0, epochs: float = 4,
-    lr: float = 5e-5, batch_size: int = 32, evaluations: float = 1, patience: int | None = None, bf16: bool = False,
-    source=None, domain: str = "domain", target: str = "target", report=None, card: bool = True, folder: Path | None = None,
-    cache: Store | None = None, progress: bool = False, **settings,
+    teacher: PreTrainedModel | str | Path, train: "Dataset", select: "Dataset", method: str = "kd", *, card: bool = True,
+    report: "Dataset | None" = None, text: str | tuple[str, ...] | None = None, label: str = "label",
+    labels: tuple[str, ...] | None = None, kind: str | None = None, tokenizer: PreTrainedTokenizerBase | None = None,
+    encoder: PreTrainedModel | str | Path | None = None, max_length: int = 64, metric: str = "accuracy", seed: int = 0,
+    epochs: float = 4, lr: float = 5e-5, batch_size: int = 32, evaluations: float = 1, patience: int | None = None,
+    bf16: bool = False, folder: Path | None = None, progress: bool = False, source: "Dataset | None" = None,
+    domain: str = "domain", target: str = "target", cache: Store | None = None, **settings: Any,
 ) -> PreTrainedModel:  # fmt: skip
-    """Make a small model from a teacher by any method of the registry.
+    """Make a small model from a teacher by any method that is registered.
 
     Parameters
     ----------
     teacher: a fine-tuned Hugging Face encoder, a hub id or a folder.
-    train, select: `datasets.Dataset`s; every choice is made on `select`.
-    method: a name of `METHODS`.
-    text, label, labels, kind: the columns, see `read_columns`.
-    tokenizer: the teacher's own if None.
-    encoder: the pre-trained model (or its name) that students take their first weights from; the teacher if None.
-    metric, max_length, seed, epochs, lr, batch_size, evaluations, patience, bf16, folder, progress: see `kdnotes.learning.training.train`.
-    cache: where what several students share is kept, such as augmented rows.
-    source: labelled rows of other domains, same columns and labels as `train`, for methods that learn from them.
-    domain, target: the column of `source` that names a row's domain, and the name of the domain of `train`.
-    report: rows for the card that no choice is made on; `select` if None.
+    train, select, report: rows to learn from, to make every choice on, and for the card (`select` if None).
+    method, settings: a name of `METHODS` and the method's own settings, see `METHODS[method].settings`.
     card: measure the student and hang a `Card` on it as `.card`.
-    settings: the method's own, see `METHODS[method].settings`.
+    text, label, labels, kind: the columns, see `kdnotes.data.columns.read_columns`.
+    tokenizer, encoder: the teacher's own if None; students take their first weights from the encoder, a model or its name.
+    metric, seed, epochs, lr, batch_size, evaluations, patience, bf16, folder, progress: see `kdnotes.learning.training.train`.
+    source, domain, target: labelled rows of other domains, their column that names it, and the name of that of `train`.
+    cache: where what several students share is kept, such as augmented rows.
 
     Raises
     ------
     ValueError
         An unknown method or setting, data that cannot be read, or a teacher for other labels: before any work.
     """
-    chosen = find_method(method)
-    settings = check_settings(chosen, settings)
-    check_training(folder, epochs=epochs, lr=lr, batch_size=batch_size, evaluations=evaluations, max_length=max_length)
-    columns = read_columns(train, text, label, labels, kind)
-    check_rows(columns, select=select, report=report)
-    if isinstance(teacher, (str, Path)):
-        tokenizer = tokenizer or load_tokenizer(str(teacher))
-        teacher = load(HEADS[columns.kind], str(teacher), use_safetensors=True)
-    tokenizer = tokenizer or load_tokenizer(teacher.name_or_path)
-    if isinstance(encoder, (str, Path)):
-        set_seed(seed)  # a masked-language-model checkpoint has no pooler: loading draws one
-        encoder = load(AutoModel, str(encoder), use_safetensors=True)
-    check_teacher(teacher, tokenizer, columns, encoder, max_length)
-    parts = [encode(part, tokenizer, columns.text, columns.label, max_length, columns.kind) for part in (train, select)]
-    training = dict(epochs=epochs, lr=lr, batch_size=batch_size, evaluations=evaluations, patience=patience,
-                    seed=seed, bf16=bf16, progress=progress)  # fmt: skip
-    teacher.eval().requires_grad_(False).to("cuda" if torch.cuda.is_available() else "cpu")
-    problem = Problem(
-        teacher, encoder or teacher, tokenizer, *parts, columns.labels, columns.kind, metric, training, folder, cache,
-        *read_source(source, domain, target, tokenizer, columns, max_length),
-    )  # fmt: skip
-    split, data = "select", parts[1]
-    if report is not None:
-        split, data = "report", encode(report, tokenizer, columns.text, columns.label, max_length, columns.kind)
+    settings = check_settings(chosen := find_method(method), settings)
+    training = dict[str, Any](epochs=epochs, lr=lr, batch_size=batch_size, evaluations=evaluations)
+    check_training(folder, **training, max_length=max_length)
+    training |= dict(patience=patience, seed=seed, bf16=bf16, progress=progress)
+    check_rows(columns := read_columns(train, text, label, labels, kind), select=select, report=report)
+    models, given = (teacher, encoder, tokenizer), dict[str, Any](metric=metric, training=training, folder=folder, cache=cache)
+    problem = _problem(*models, train, select, columns, max_length, (source, domain, target), given)
+    rows = None if report is None else _encoded(report, problem.tokenizer, columns, max_length)
     student = chosen.fit(problem, **settings).eval()
     if card:
-        student.card = make_card(method, student, problem, data, split, data_name=train.info.dataset_name or "",
-                                 settings=settings, max_length=max_length)  # fmt: skip
+        made = dict(data_name=train.info.dataset_name or "", settings=settings, max_length=max_length)
+        student.card = make_card(method, student, problem, rows, **made)
     return student

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from kdnotes.core.store import address, pack
+from kdnotes.core.records import address, pack
 
 
 def run(method, where, skill, seed=0, domain="", setting="", cost=None, profile="world", n=120, note=""):

@@ -16,25 +16,16 @@ from torch.testing import assert_close
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForSequenceClassification, AutoModelForTokenClassification, pipeline, set_seed
 
-from kdnotes.adabert import supernet
 from kdnotes.adabert.gumbel_relaxation import Architecture, Sample, score_function
 from kdnotes.adabert.loss_tradeoff import knowledge_loss
+from kdnotes.adabert.search import _Loop, kept_search, search
 from kdnotes.adabert.search_space import EDGES, OPS, Cell, Genotype, genotype_cost, op_cost, random_genotype
-from kdnotes.adabert.student import (
-    AdaBert,
-    AdaBertConfig,
-    derive,
-    fit_adabert,
-    fit_adabert_random,
-    kept_search,
-    same_cost,
-    taught_rows,
-)
-from kdnotes.adabert.supernet import SuperNet, Words, search
+from kdnotes.adabert.student import AdaBert, AdaBertConfig, derive, fit_adabert, fit_adabert_random, same_cost, taught_rows
+from kdnotes.adabert.supernet import SuperNet, Words
 from kdnotes.core.store import Store
-from kdnotes.experiments.runs import with_genotype
+from kdnotes.experiments.runs import completed_settings
 from kdnotes.experiments.specs import make_spec
-from kdnotes.learning.knowledge import Problem
+from kdnotes.learning.problem import Problem
 from kdnotes.models.encoders import make_student, small_bert, word_tokenizer
 from kdnotes.models.export import to_onnx
 from kdnotes.models.rows import Collate, encode, model_inputs, predict
@@ -212,14 +203,14 @@ class Killed(Exception):
 def test_a_search_killed_twice_ends_as_if_it_had_not_been(problem, tmp_path, monkeypatch, paths):
     data, wanted = taught_rows(problem), QUICK | dict(paths=paths)
     peace = search(problem, data, **wanted)
-    advance, steps = supernet._Loop.advance, itertools.count(1)
+    advance, steps = _Loop.advance, itertools.count(1)
 
     def killed(self, *args):
         if next(steps) in (3, 8):
             raise Killed
         advance(self, *args)
 
-    monkeypatch.setattr(supernet._Loop, "advance", killed)
+    monkeypatch.setattr(_Loop, "advance", killed)
     there = replace(problem, folder=tmp_path)
     for _ in range(2):
         with pytest.raises(Killed):
@@ -234,7 +225,7 @@ def test_a_kept_search_is_found_and_the_same(problem, tmp_path, monkeypatch):
     there, data = replace(problem, cache=Store(tmp_path)), taught_rows(problem)
     wanted = QUICK | dict(gamma=0.8, beta=4.0, lr=1e-2, arch_lr=5e-2)
     first = kept_search(there, data, **wanted)
-    monkeypatch.setattr("kdnotes.adabert.student.search", lambda *_, **__: pytest.fail("searched again"))
+    monkeypatch.setattr("kdnotes.adabert.search.search", lambda *_, **__: pytest.fail("searched again"))
     second = kept_search(there, data, **wanted)
     assert first.genotype == second.genotype
     assert all(torch.equal(a, b) for a, b in zip(first.net.state_dict().values(), second.net.state_dict().values()))
@@ -327,9 +318,9 @@ def test_an_architecture_comes_from_the_run_on_the_named_task(tmp_path):
     store = Store(tmp_path)
     sizes = tiny.RUN | tiny.SEARCH
     spec = make_spec("adabert", "mrpc", genotype="sst2", start="scratch", setting="searched on sst2", **sizes)
-    found = with_genotype(spec, store)
+    found = completed_settings(spec, store)
     assert spec["settings"]["genotype"] == "sst2" and found["start"] == "scratch"
     searched = store.get(make_spec("adabert", "sst2", **sizes))
     assert json.loads(found["genotype"]) == searched["details"]["genotype"]
-    again = with_genotype(make_spec("adabert", "sst2", genotype="sst2", start="scratch", **sizes), store)
+    again = completed_settings(make_spec("adabert", "sst2", genotype="sst2", start="scratch", **sizes), store)
     assert again["genotype"] == found["genotype"]

@@ -23,7 +23,7 @@ from transformers import BertConfig, BertForSequenceClassification, modeling_uti
 
 from kdnotes.cli import read_settings
 from kdnotes.core.store import Store
-from kdnotes.experiments.runs import runs as experiments
+from kdnotes.experiments import runs as experiments
 from kdnotes.experiments.specs import make_spec
 from kdnotes.learning.training import ObjectiveTrainer, last_checkpoint, train
 from kdnotes.methods import distill, fine_tune

@@ -16,7 +16,8 @@ from transformers import set_seed
 from kdnotes.core import store as store_module
 from kdnotes.core.store import Store
 from kdnotes.learning import cache, knowledge
-from kdnotes.learning.knowledge import Problem, add_teacher_logits, pooled_states, probe_answers
+from kdnotes.learning.knowledge import add_teacher_logits, pooled_states
+from kdnotes.learning.problem import Problem, probe_answers
 from kdnotes.methods import METHODS
 from kdnotes.models.encoders import make_student, small_bert, word_tokenizer
 from kdnotes.models.rows import encode

@@ -10,20 +10,23 @@ from pathlib import Path
 import pytest
 import tiny
 
-from kdnotes.cli import read_settings
-from kdnotes.core.store import Store, address
-from kdnotes.experiments.runs import runs as experiments
-from kdnotes.experiments.runs import ARTEFACTS, grid, run_spec
+from kdnotes.cli import artefacts, read_settings
+from kdnotes.core.records import address
+from kdnotes.core.store import Store
+from kdnotes.experiments import runs as experiments
+from kdnotes.experiments.plans import grid
+from kdnotes.experiments.runs import run_spec
 from kdnotes.experiments.specs import make_spec, overrides
 
 ROOT = Path(__file__).parents[1]
+PLANS = {name: one.plan for name, one in artefacts().items()}
 SMALL = dict(rows=50, epochs=1, world_encoder=dict(layers=2, width=32, heads=2, sentences=200, epochs=1))
 
 
-@pytest.mark.parametrize("artefact", ARTEFACTS)
+@pytest.mark.parametrize("artefact", PLANS)
 @pytest.mark.parametrize("changes", [{}, SMALL], ids=["as it is", "small"])
 def test_a_run_can_be_asked_for_from_the_command_line(artefact, changes):
-    for spec in grid(artefact, seeds=2, **changes):
+    for spec in grid(PLANS[artefact], seeds=2, **changes):
         said = [f"{name}={json.dumps(value)}" for name, value in overrides(spec).items()]
         assert make_spec(spec["method"], spec["task"], spec["seed"], spec["profile"], **read_settings(said)) == spec
 
@@ -48,7 +51,7 @@ def snakemake(out, *arguments, seeds=2, **settings):
 @needed
 def test_the_plan_has_one_rule_for_each_run_and_artefact(tmp_path):
     plan = snakemake(tmp_path, "-n", "--quiet", "rules", **SMALL)
-    keys = {address(spec) for spec in grid("fig02_ladder", seeds=2, **SMALL)}
+    keys = {address(spec) for spec in grid(PLANS["fig02_ladder"], seeds=2, **SMALL)}
     assert all(key in plan for key in keys) and "artefact_fig02_ladder" in plan
 
 
@@ -56,7 +59,7 @@ def test_the_plan_has_one_rule_for_each_run_and_artefact(tmp_path):
 @pytest.mark.slow
 def test_two_cores_make_the_runs_that_one_process_makes(tmp_path, monkeypatch):
     monkeypatch.setattr(experiments, "measure", lambda *_: {})
-    specs = [spec for spec in grid("fig02_ladder", seeds=1, **tiny.RUN) if spec["method"] in ("majority", "undistilled")]
+    specs = [spec for spec in grid(PLANS["fig02_ladder"], seeds=1, **tiny.RUN) if spec["method"] in ("majority", "undistilled")]
     files = [str(tmp_path / "store" / "runs" / address(spec)[:2] / f"{address(spec)}.json") for spec in specs]
     snakemake(tmp_path, *files, seeds=1, **tiny.RUN)
     for spec in specs:

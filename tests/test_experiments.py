@@ -8,13 +8,19 @@ import time
 import pytest
 import tiny
 
-from kdnotes.core.store import Store, address, unpack
-from kdnotes.experiments.runs import runs as experiments
-from kdnotes.experiments.runs import ARTEFACTS, compute_all, grid, run_spec, teacher_spec
-from kdnotes.experiments.specs import PROFILES, make_spec
+from kdnotes.cli import artefacts
+from kdnotes.core.records import address, unpack
+from kdnotes.core.store import Store
+from kdnotes.data.tasks import task
+from kdnotes.experiments import runs as experiments
+from kdnotes.experiments.plans import compute_all, grid
+from kdnotes.experiments.profiles import PROFILES
+from kdnotes.experiments.runs import run_spec, teacher_spec
+from kdnotes.experiments.specs import make_spec
 from kdnotes.methods import METHODS
 
 TIMED = ("seconds", "cost")
+PLANS = {name: one.plan for name, one in artefacts().items()}
 
 
 def same(a, b):
@@ -74,7 +80,7 @@ def test_everything_the_result_depends_on_is_in_the_address():
 
 
 def test_one_teacher_for_all_rows_and_seeds_of_a_task():
-    teachers = {address(teacher_spec(spec)) for spec in grid("fig02", seeds=3) if spec["task"] == "sst2"}
+    teachers = {address(teacher_spec(spec)) for spec in grid(PLANS["fig02"], seeds=3) if spec["task"] == "sst2"}
     assert len(teachers) == 1
 
 
@@ -92,24 +98,33 @@ def test_wrong_specs_are_one_line(wrong, expected):
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("wrong", [dict(artefact="fig99"), dict(seeds=0), dict(seeds=1.5), dict(profile="desk"), dict(rows=None)])
+@pytest.mark.parametrize("wrong", [dict(seeds=0), dict(seeds=1.5), dict(profile="desk"), dict(rows=None)])
 def test_wrong_grids_are_one_line(wrong):
     with pytest.raises(ValueError) as error:
-        grid(**dict(artefact="fig02") | wrong)
+        grid(PLANS["fig02"], **wrong)
     assert "\n" not in str(error.value)
 
 
 def test_local_data_that_is_not_there_is_found_before_any_work(monkeypatch):
     monkeypatch.delenv("KDNOTES_DATA", raising=False)
     with pytest.raises((ValueError, FileNotFoundError), match="KDNOTES_DATA"):
-        grid("fig02", "laptop")
+        grid(PLANS["fig02"], "laptop")
 
 
 def test_every_artefact_names_known_methods_and_tasks():
-    for artefact in ARTEFACTS.values():
-        assert set(artefact.methods) <= METHODS.keys() and set(artefact.contrast) <= set(artefact.methods)
-        assert {"majority", "teacher", "undistilled"} <= set(artefact.methods)
-        assert set(PROFILES) == {"world", "laptop", "paper"}
+    for plan in PLANS.values():
+        for profile in PROFILES:
+            methods = plan.methods(profile)
+            assert set(methods) <= METHODS.keys() and {plan.contrast.a, plan.contrast.b} <= set(methods)
+            assert {"majority", "teacher", "undistilled"} <= set(methods)
+            assert all(task(name) for name in plan.tasks(profile))
+
+
+@pytest.mark.parametrize("name", PLANS)
+def test_a_plan_has_no_row_twice(name):
+    for profile in PROFILES:
+        rows = [(run.method, run.task, run.domain, run.setting) for run in PLANS[name].listed(profile)]
+        assert len(set(rows)) == len(rows)
 
 
 @pytest.mark.parametrize("method", sorted(METHODS))

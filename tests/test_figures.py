@@ -8,12 +8,15 @@ import numpy as np
 import pytest
 from records import cost, run
 
-from kdnotes.core.store import read_lines
+from kdnotes.core.records import read_lines
 from kdnotes.data.tasks import Task
-from kdnotes.experiments.runs import plots as figures
-from kdnotes.experiments.plots import draw_ladder, draw_landscape, label, readme, save_artefact
+from kdnotes.experiments import landscape
+from kdnotes.experiments.artefacts import readme, save_artefact
+from kdnotes.experiments.landscape import draw_landscape
+from kdnotes.experiments.plots import LEVELS, label, overlap
 from kdnotes.experiments.tables import table, table_text
-from kdnotes.learning.registry import FAMILIES
+from kdnotes.figures.fig02 import METHODS
+from kdnotes.figures.fig02_ladder import draw as draw_ladder
 
 TASKS = [
     Task(name, "single", ("text",), "label", ("no", "yes"), metrics)
@@ -46,7 +49,7 @@ def frame(records):
     return table(records, "fig02", "world", TASKS[:2])
 
 
-CROWD = list(FAMILIES)[:17]  # of one landscape, two of them lines; no figure shows every method of the registry
+CROWD = (*METHODS, "adabert", "adabert_random")  # of one landscape, two of them lines
 
 
 def crowd(tasks):
@@ -70,16 +73,16 @@ def test_names_of_fifteen_methods_do_not_collide(n, monkeypatch, tmp_path):
         boxes.append((ax.bbox.extents, label(ax, *args)))
         return boxes[-1][1]
 
-    monkeypatch.setattr(figures, "label", spy)
+    monkeypatch.setattr(landscape, "label", spy)
     fig = draw_landscape(table(crowd(TASKS[:n]), "fig02", "world", TASKS[:n]), "a verdict")
     fig.savefig(tmp_path / "crowd.png")
     assert len(boxes) == n == len(fig.axes)
     for frame, placed in boxes:
-        assert len(placed) == len(CROWD) - len(figures._LINES)
+        assert len(placed) == len(CROWD) - len(LEVELS)
         for i, box in enumerate(placed):
-            assert figures._overlap(box, np.array([frame])) == pytest.approx(np.prod(np.subtract(box[2:], box[:2])))
+            assert overlap(box, np.array([frame])) == pytest.approx(np.prod(np.subtract(box[2:], box[:2])))
             if i:
-                assert figures._overlap(box, np.array(placed[:i])) < 1
+                assert overlap(box, np.array(placed[:i])) < 1
 
 
 def test_text_is_at_least_nine_points_and_inside_the_page(frame):
@@ -123,12 +126,12 @@ def test_readme_shows_whole_artefacts_only(records, frame, tmp_path):
         records,
         frame,
         draw_landscape(frame),
-        {"command": "kdnotes figure fig02", "notebook": "nbs/figures/fig02_landscape.ipynb"},
+        {"command": "kdnotes figure fig02", "notebook": "nbs/figures/fig02.ipynb"},
     )
     (tmp_path / "fig05" / "world").mkdir(parents=True)
     text = readme(tmp_path)
     assert text == (tmp_path / "README.md").read_text() and "fig05" not in text
-    for expected in ("(fig02/world/figure.png)", "(../nbs/figures/fig02_landscape.ipynb)", "`kdnotes figure fig02`"):
+    for expected in ("(fig02/world/figure.png)", "(../nbs/figures/fig02.ipynb)", "`kdnotes figure fig02`"):
         assert expected in text
 
 

@@ -11,10 +11,13 @@ from datasets import Dataset, concatenate_datasets
 from transformers import set_seed
 
 from kdnotes.baselines.kd import fit_kd
-from kdnotes.core.store import Store, address
+from kdnotes.cli import artefacts
+from kdnotes.core.records import address
+from kdnotes.core.store import Store
 from kdnotes.data import worlds
-from kdnotes.experiments.runs import runs as experiments
-from kdnotes.experiments.runs import specs
+from kdnotes.experiments import runs as experiments
+from kdnotes.experiments import specs
+from kdnotes.experiments.plans import grid
 from kdnotes.l2a import loop as l2a
 from kdnotes.l2a.augment_policy import AugmentPolicy, group_rewards, policy_loss, sample_gains
 from kdnotes.l2a.generator import (
@@ -31,11 +34,12 @@ from kdnotes.l2a.generator import (
 from kdnotes.l2a.loop import Loop, Plan, folds, learn_to_augment, play_round
 from kdnotes.l2a.source_teacher import source_teacher
 from kdnotes.l2a.student import ABLATIONS, fit_kd_fixed_aug, fit_kd_source_mix, fit_l2a, fit_teacher_l2a, same_steps
-from kdnotes.learning.knowledge import Problem
+from kdnotes.learning.problem import Problem
 from kdnotes.methods import METHODS, distill
 from kdnotes.models.encoders import make_student, small_bert, word_tokenizer
 from kdnotes.models.rows import Collate, encode
 
+PLANS = {name: one.plan for name, one in artefacts().items()}
 NAMES = ("kitchen", "books", "dvd")
 WORLD = worlds.world("sentiment", domains=NAMES, noise=0.0)
 PAIRS = worlds.world("paraphrase", domains=NAMES, noise=0.0)
@@ -463,21 +467,21 @@ def test_wrong_settings_are_one_line_before_any_work(wrong, expected, monkeypatc
 def test_no_source_of_an_artefact_is_its_target(name, profile, monkeypatch):
     if profile != "world":
         monkeypatch.setattr(specs, "data_sha256", lambda *_: "0" * 64)
-    grid = experiments.grid(name, profile, seeds=2)
-    for spec in grid:
+    runs = grid(PLANS[name], profile, seeds=2)
+    for spec in runs:
         sources = spec.get("sources", [])
-        assert bool(sources) is ("warm" in spec["settings"]) and f"{spec['task']}/{spec['domain']}" not in sources
+        assert bool(sources) is METHODS[spec["method"]].reads_source and f"{spec['task']}/{spec['domain']}" not in sources
         assert spec["task"] not in sources
         assert ("flat" in spec["setting"]) is any("_flat/" in source for source in sources)
         assert profile == "world" or "flat" not in spec["setting"]
-    taught = {(s["task"], s["setting"], s["epochs"], s["rows"]) for s in grid}
+    taught = {(s["task"], s["setting"], s["epochs"], s["rows"]) for s in runs}
     assert len(taught) == len({one[:2] for one in taught})  # every method of a table makes as many steps
     if name != "fig10":
-        assert any(s["method"] == "teacher" and s["seed"] == 1 for s in grid)  # a budget is drawn anew for every seed
+        assert any(s["method"] == "teacher" and s["seed"] == 1 for s in runs)  # a budget is drawn anew for every seed
 
 
 def test_figures_12_and_13_share_their_runs():
-    keys = [{address(spec) for spec in experiments.grid(name, "world", 2)} for name in ("fig12", "fig13")]
+    keys = [{address(spec) for spec in grid(PLANS[name], "world", 2)} for name in ("fig12", "fig13")]
     assert len(keys[0] & keys[1]) == 2 * (8 + 2)  # with 64 rows, on kitchen reviews: eight methods and two controls
 
 
@@ -485,7 +489,7 @@ def test_teachers_of_many_rows_train_longer_unless_told_otherwise():
     names = "teacher_epochs", "teacher_steps", "teacher_lr"
     shown = lambda **told: {
         s["setting"]: [s[n] for n in names] + [s["settings"].get("refine_lr")]  # noqa: E731
-        for s in experiments.grid("fig13", "world", 1, **told)
+        for s in grid(PLANS["fig13"], "world", 1, **told)
         if s["method"] == "l2a"
     }
     assert shown()["n=16"] == shown()["n=64"] == [4, 100, 1e-3, 1e-3] and shown()["n=256"] == [4, 300, 1e-3, 1e-3]

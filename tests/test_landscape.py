@@ -17,25 +17,14 @@ from kdnotes.baselines.albert import factorise_embeddings, fit_albert
 from kdnotes.baselines.distilbert import alternate_layers, fit_distilbert
 from kdnotes.baselines.ladder import climb
 from kdnotes.baselines.minilm import fit_minilm, relation_loss
+from kdnotes.baselines.packed import levels, pack_codes, packed_model, rounded, unpack_codes
 from kdnotes.baselines.pkd import fit_pkd, matched_layers
-from kdnotes.baselines.qbert import (
-    assign_bits,
-    fit_qbert,
-    layer_eigenvalues,
-    layer_linears,
-    levels,
-    pack_codes,
-    packed_model,
-    rounded,
-    sensitivity,
-    top_eigenvalue,
-    unpack_codes,
-)
+from kdnotes.baselines.qbert import assign_bits, fit_qbert, layer_eigenvalues, layer_linears, sensitivity, top_eigenvalue
 from kdnotes.baselines.tinybert import Follower, fit_tinybert, intermediate_losses
 from kdnotes.core.store import Store
 from kdnotes.learning.augmentation import augment, replacements, words_of
-from kdnotes.learning.knowledge import Problem
 from kdnotes.learning.masked_lm import masked_lm
+from kdnotes.learning.problem import Problem
 from kdnotes.models.attention import look_inside
 from kdnotes.models.encoders import make_student, small_bert, word_tokenizer
 from kdnotes.models.export import to_onnx

@@ -11,13 +11,16 @@ from datasets import Dataset, concatenate_datasets
 from transformers import AutoModelForSequenceClassification, set_seed
 
 from kdnotes.baselines.tinybert import fit_tinybert
-from kdnotes.core.store import Store, address
+from kdnotes.cli import artefacts
+from kdnotes.core.records import address
+from kdnotes.core.store import Store
 from kdnotes.data import worlds
 from kdnotes.data.loading import load_task
 from kdnotes.data.tasks import task
-from kdnotes.experiments.runs import runs as experiments
-from kdnotes.experiments.runs import specs
-from kdnotes.learning.knowledge import Problem
+from kdnotes.experiments import runs as experiments
+from kdnotes.experiments import specs
+from kdnotes.experiments.plans import grid
+from kdnotes.learning.problem import Problem
 from kdnotes.metakd import meta_distillation, meta_teacher, prototypes
 from kdnotes.metakd.meta_distillation import domain_expertise, fit_meta_distillation, fit_mix_tinybert_kd, mean_logits
 from kdnotes.metakd.meta_teacher import DomainCorruption, false_domains, fit_meta_teacher, fit_teacher_mtl, mix_teacher
@@ -26,6 +29,7 @@ from kdnotes.methods import METHODS, distill
 from kdnotes.models.encoders import make_student, small_bert, word_tokenizer
 from kdnotes.models.rows import encode
 
+PLANS = {name: one.plan for name, one in artefacts().items()}
 NAMES = ("books", "dvd", "kitchen")
 WORLD = worlds.world("sentiment", domains=NAMES)
 TOKENIZER = word_tokenizer(WORLD.vocabulary())
@@ -344,7 +348,7 @@ META_ARTEFACTS = ("fig15", "fig16", "fig17_zeroshot", "fig17_fraction")
 def test_the_grid_leaves_the_target_out_of_its_sources(name, profile, monkeypatch):
     if profile != "world":
         monkeypatch.setattr(specs, "data_sha256", lambda *_: "0" * 64)
-    for spec in experiments.grid(name, profile, seeds=2):
+    for spec in grid(PLANS[name], profile, seeds=2):
         others = [source.split("/")[1] for source in spec.get("sources", [])]
         assert spec["domain"] and spec["domain"] not in others and spec["settings"].get("of") != spec["domain"]
         if "leave_out" in spec["settings"]:
@@ -356,15 +360,15 @@ def test_the_grid_leaves_the_target_out_of_its_sources(name, profile, monkeypatc
 
 def test_all_ten_published_rows_are_in_every_domain():
     for name, of, mean in (("fig15", "mnli", 0.804), ("fig16", "amazon", 0.894)):
-        artefact = experiments.ARTEFACTS[name]
-        assert len(artefact.published) == 10 * len(task(of).domains) and len(artefact.methods) == 3 + 10
-        ours = [value for (method, *_), value in artefact.published.items() if method == "meta_distillation"]
+        plan = PLANS[name]
+        assert len(plan.published) == 10 * len(task(of).domains) and len(plan.methods("world")) == 3 + 10
+        ours = [value for (method, *_), value in plan.published.items() if method == "meta_distillation"]
         assert np.isclose(np.mean(ours), mean, atol=6e-4)
 
 
 def test_artefacts_share_their_runs():
     """What figure 17 needs in full rows is what figure 16 has: nothing is trained twice."""
-    keys = {name: {address(spec) for spec in experiments.grid(name, "world", 2)} for name in META_ARTEFACTS[1:]}
+    keys = {name: {address(spec) for spec in grid(PLANS[name], "world", 2)} for name in META_ARTEFACTS[1:]}
     # per domain: majority and teacher once, and for two seeds the student undistilled, in-domain TinyBERT-KD and here Meta-KD
     assert len(keys["fig16"] & keys["fig17_zeroshot"]) == 4 * (2 + 2 * 2)
     assert len(keys["fig16"] & keys["fig17_fraction"]) == 2 * (2 + 2 * 3)

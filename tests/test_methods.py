@@ -12,8 +12,8 @@ from tiny import SMALL_SEARCH
 from transformers import AutoModelForSequenceClassification, set_seed
 
 import kdnotes
-from kdnotes import methods
 from kdnotes.data.columns import read_columns
+from kdnotes.learning import registry
 from kdnotes.methods import METHODS, distill, fine_tune
 from kdnotes.models.encoders import make_student, small_bert, word_tokenizer
 
@@ -165,9 +165,9 @@ def test_data_that_cannot_be_used_is_refused(rows, expected):
 
 
 def test_registering_a_method_is_enough_to_use_it(teachers, monkeypatch):
-    monkeypatch.setattr(methods, "METHODS", dict(METHODS))
+    monkeypatch.setattr(registry, "METHODS", dict(METHODS))
 
-    @methods.register("lazy", "baseline", "returns the teacher")
+    @kdnotes.register_method("lazy", "returns the teacher")
     def fit_lazy(problem, patience_of_job: int = 3):
         return problem.teacher
 

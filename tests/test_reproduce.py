@@ -11,13 +11,15 @@ import pytest
 import tiny
 from typer.testing import CliRunner
 
-from kdnotes.cli import app, read_settings
+from kdnotes.cli import app, artefacts, read_settings
 from kdnotes.core.store import Store
-from kdnotes.experiments.plots import read_table, same_table
+from kdnotes.experiments.plans import grid
 from kdnotes.experiments.reproduce import check_parameters, checkout, open_store, redraw, reproduce
-from kdnotes.experiments.runs import grid
+from kdnotes.experiments.tables import read_table, same_table
 
 ROOT = Path(__file__).parents[1]
+ARTEFACTS = artefacts()
+LADDER = ARTEFACTS["fig02_ladder"]
 SMALL = {**tiny.RUN, "rows": 100, "teacher_rows": 150}
 FIGURES = sorted((ROOT / "nbs" / "figures").glob("fig*.ipynb"))
 
@@ -35,8 +37,8 @@ def test_figure_notebooks_take_known_parameters_of_the_right_type_only(notebook)
 def test_a_batch_killed_three_times_and_resumed_prints_the_same_table(tmp_path):
     """Kill -9 in the middle of the batch, resume each time; the table is that of a batch nobody killed."""
     code = (
-        "import sys; sys.path.insert(0, 'tests'); from kdnotes.experiments.reproduce import reproduce;"
-        f"reproduce(['fig02_ladder'], out=sys.argv[1], resume=True, seeds=1, **{SMALL!r})"
+        "import sys; from kdnotes.cli import artefacts; from kdnotes.experiments.reproduce import reproduce;"
+        f"reproduce(artefacts(), ['fig02_ladder'], out=sys.argv[1], resume=True, seeds=1, **{SMALL!r})"
     )
 
     def start(name):
@@ -59,7 +61,7 @@ def test_a_batch_killed_three_times_and_resumed_prints_the_same_table(tmp_path):
 @pytest.fixture(scope="module")
 def batch(tmp_path_factory):
     out, lines = tmp_path_factory.mktemp("build"), []
-    (folder,) = reproduce(["fig02_ladder"], out=out, say=lines.append, seeds=1, **SMALL)
+    (folder,) = reproduce(ARTEFACTS, ["fig02_ladder"], out=out, say=lines.append, seeds=1, **SMALL)
     return out, folder, lines
 
 
@@ -67,7 +69,7 @@ def test_a_batch_leaves_every_file_of_the_artefact_and_names_them(batch):
     out, folder, lines = batch
     assert {p.name for p in folder.iterdir()} == {"figure.png", "figure.svg", "table.csv", "provenance.json", "runs.jsonl"}
     assert (out / "notebooks" / "fig02_ladder_world.ipynb").exists()
-    runs = len(grid("fig02_ladder", seeds=1, **SMALL))
+    runs = len(grid(LADDER.plan, seeds=1, **SMALL))
     assert lines[0].startswith(f"{runs} runs: 0 found") and str(folder / "table.csv") in lines[-1]
     made = json.loads((folder / "provenance.json").read_text())
     assert made.keys() >= {"artefact", "profile", "commit", "dirty", "seeds", "data", "teacher", "device", "libraries", "seconds"}
@@ -77,7 +79,7 @@ def test_a_batch_leaves_every_file_of_the_artefact_and_names_them(batch):
 def test_redrawing_changes_no_byte(batch):
     _, folder, _ = batch
     before = {p.name: p.read_bytes() for p in folder.iterdir()}
-    redraw("fig02_ladder", "world", folder.parent.parent)
+    redraw(LADDER, "world", folder.parent.parent)
     assert before == {p.name: p.read_bytes() for p in folder.iterdir()}
 
 
@@ -87,7 +89,7 @@ def test_every_value_can_be_computed_again_from_runs_alone(batch, tmp_path):
     copy.mkdir(parents=True)
     for name in ("runs.jsonl", "provenance.json"):
         shutil.copy(folder / name, copy)
-    redraw("fig02_ladder", "world", tmp_path)
+    redraw(LADDER, "world", tmp_path)
     assert (copy / "table.csv").read_bytes() == (folder / "table.csv").read_bytes()
 
 

@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parents[1]
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable"))), None)
 BOOK = sorted(path for path in (ROOT / "nbs").rglob("*.ipynb") if ".ipynb_checkpoints" not in path.parts)
 sys.path.insert(0, str(ROOT / "docs"))
-from convert import GROUPS, apply_directives, book, for_colab, link_names, modules, names, prose  # noqa: E402
+from convert import GROUPS, apply_directives, book, for_colab, group, link_names, modules, names, packages, prose  # noqa: E402
 
 
 @pytest.fixture(scope="module")
@@ -45,6 +45,11 @@ def pages(site):
     """Address -> the page, read."""
     found = {path.relative_to(site).as_posix(): path for path in sorted(site.rglob("*.html")) if "_static" not in path.parts}
     return {name: BeautifulSoup(path.read_text(), "html.parser") for name, path in found.items()}
+
+
+def docname(module: str) -> str:
+    """The page that explains a module, whatever its number: `nbs/learning/01_losses`."""
+    return modules()[f"kdnotes.{module}"].with_suffix("").as_posix()
 
 
 def stored(path: Path) -> list[dict]:
@@ -85,6 +90,16 @@ def test_equations_are_numbered_but_not_in_code():
     assert prose(text, "p", iter(range(1, 9))) == wanted
 
 
+def test_pages_in_backticks_become_links():
+    text = "`learning/01_losses`, `02_cli`, `figures/fig05`, `guides/your_own_data`"
+    wanted = [
+        f"[`{page}`](/nbs/{page}.ipynb)" for page in ("learning/01_losses", "02_cli", "figures/fig05", "guides/your_own_data")
+    ]
+    assert prose(text, "p", iter(())) == ", ".join(wanted)
+    left = "`task/domain`, `nbs/figures`, `fig05`, [`02_cli`](https://example.org)\n\n```\n`02_cli`\n```"
+    assert prose(left, "p", iter(())) == left
+
+
 def test_colab_gets_every_notebook_behind_an_install_cell(tmp_path):
     for_colab(tmp_path)
     for path in BOOK:
@@ -93,9 +108,20 @@ def test_colab_gets_every_notebook_behind_an_install_cell(tmp_path):
         assert [cell["source"] for cell in cells] == [cell["source"] for cell in stored(path)]
 
 
-def test_every_number_has_one_group():
-    numbers = [number for group in GROUPS for number in group]
-    assert numbers == list(range(100))
+def test_a_folder_is_a_group():
+    assert group(Path("nbs/learning/99_new.ipynb")) == group(Path("kdnotes/learning/deep/new.py")) == "learning"
+    assert group(Path("nbs/03_new.ipynb")) == group(Path("kdnotes/new.py")) == ""
+    with pytest.raises(ValueError, match="nbs/elsewhere/01_new.ipynb: the folder 'elsewhere' needs a title"):
+        group(Path("nbs/elsewhere/01_new.ipynb"))
+
+
+def test_book_and_package_mirror_each_other():
+    without_module = {"guides"}
+    assert list(book()) == [folder for folder in GROUPS if folder in book()]
+    assert list(packages()) == [f"kdnotes.{folder}".rstrip(".") for folder in book() if folder not in without_module]
+    for module, source in modules().items():
+        assert source, f"{module} comes from no notebook"
+        assert module == ".".join(["kdnotes", *source.parts[1:-1], re.sub(r"^\d+_", "", source.stem)])
 
 
 # --- the built pages --------------------------------------------------------------------------------------------------
@@ -122,10 +148,41 @@ def test_notebook_has_its_page(path, pages):
 
 def test_book_is_in_order(pages):
     contents = [unquote(link["href"]) for link in article(pages["book.html"]).select("li a.reference.internal")]
-    shown = [Path(href).stem for href in contents if href.startswith("nbs/")]
-    assert shown == [path.stem for paths in book().values() for path in paths] and shown == sorted(shown)
-    assert [heading.text.rstrip("#") for heading in article(pages["book.html"]).select("h2")] == list(book())
-    assert {path.stem for path in (ROOT / "nbs").glob("*.ipynb")} - {"index"} == set(shown)
+    shown = [href.removesuffix(".html") for href in contents if href.startswith("nbs/")]
+    assert shown == [path.with_suffix("").as_posix() for paths in book().values() for path in paths]
+    assert all(paths == sorted(paths) for paths in book().values())
+    assert [heading.text.rstrip("#") for heading in article(pages["book.html"]).select("h2")] == [
+        GROUPS[folder] for folder in book()
+    ]
+    every = {path.relative_to(ROOT).with_suffix("").as_posix() for path in BOOK}
+    assert set(shown) == every - {"nbs/index"} and len(shown) == len(set(shown))
+
+
+def test_sidebar_shows_the_groups_and_opens_one(pages):
+    page = pages[f"{docname('learning.losses')}.html"]
+    entries = page.select(".bd-sidebar-primary .bd-links .toctree-l1")
+    assert [entry.select_one("a").text.strip().replace("’", "'") for entry in entries] == [GROUPS[folder] for folder in book()]
+    assert [entry.select_one("a").text.strip() for entry in entries if entry.select("details[open]")] == [GROUPS["learning"]]
+
+
+def test_modules_are_grouped_by_package(pages):
+    page = article(pages["api/index.html"])
+    linked = [link.text for link in page.select("li a") if link.text in modules()]
+    assert linked == list(modules())
+    for package, members in packages().items():
+        listed = [link.text for link in article(pages[f"api/{package}.html"]).select("li a") if link.text in modules()]
+        assert listed == members
+
+
+def test_page_and_module_link_to_each_other(pages):
+    for path in BOOK:
+        where = path.relative_to(ROOT)
+        exported = [module for module, source in modules().items() if source == where]
+        named = article(pages[where.with_suffix(".html").as_posix()]).select(".where a[href*='api/']")
+        assert [link.text for link in named] == exported
+        for module in exported:
+            back = article(pages[f"api/{module}.html"]).select_one("p a.reference.internal")
+            assert unquote(back["href"]).endswith(where.with_suffix(".html").as_posix())
 
 
 def words(page: Path, *without: str) -> str:
@@ -183,7 +240,11 @@ def test_every_module_has_its_page(pages):
 
 
 def test_docstring_parameters_are_not_taken_for_types(pages):
-    described = pages["api/kdnotes.learning.losses.html"].select_one("dt[id='kdnotes.learning.losses.cross_entropy']").find_next_sibling("dd")
+    described = (
+        pages["api/kdnotes.learning.losses.html"]
+        .select_one("dt[id='kdnotes.learning.losses.cross_entropy']")
+        .find_next_sibling("dd")
+    )
     first = described.select_one("dd li")
     assert first.select_one("strong").text == "logits" and "token task" in first.text and not first.select("em")
 
@@ -193,15 +254,25 @@ def test_figures_page_shows_every_committed_artefact(pages):
     committed = sorted(found.parent for found in (ROOT / "figures").glob("*/*/provenance.json"))
     assert committed and len(page.select("img")) == len(committed)
     assert len(page.select("table")) == len(committed) and page.get_text().count("Made by: kdnotes reproduce") == len(committed)
-    for path in (ROOT / "nbs" / "figures").glob("*.ipynb"):
-        assert any(path.stem in link["href"] for link in page.select("a[href]"))
+    for path in book()["figures"]:
+        assert any(link["href"].endswith(f"/{path.with_suffix('.html').as_posix()}") for link in page.select("a[href]"))
+
+
+def test_figure_shows_its_code_and_what_was_committed(pages):
+    for path in book()["figures"]:
+        page = article(pages[path.with_suffix(".html").as_posix()])
+        assert any("profile = " in cell.text for cell in page.select("div.cell_input")), "its parameters are shown"
+        exported = [cell for cell in stored(ROOT / path) if "#| export" in "".join(cell["source"])]
+        assert exported and len(page.select("div.cell_input")) > len(exported)
+        committed = len(list((ROOT / "figures" / path.stem).glob("*/provenance.json")))
+        assert len(page.select("img")) >= committed
 
 
 def test_search_knows_the_book(site, pages):
     index = (site / "searchindex.js").read_text()
     assert index.startswith("Search.setIndex(")
     known = json.loads(index.removeprefix("Search.setIndex(").removesuffix(")"))
-    assert {"nbs/54_tinybert", "api/kdnotes.learning.losses", "figures/README"} <= set(known["docnames"])
+    assert {docname("baselines.tinybert"), "api/kdnotes.learning.losses", "figures/README"} <= set(known["docnames"])
     assert known["terms"]["temperatur"] and "kdnotes.learning.losses" in known["objects"]
 
 
@@ -271,18 +342,23 @@ def test_every_page_in_a_browser(pages, address, tab):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["index.html", "nbs/54_tinybert.html", "figures/README.html", "api/kdnotes.learning.losses.html"])
+@pytest.mark.parametrize(
+    "name", ["index", "book", docname("baselines.tinybert"), "figures/README", "api/kdnotes.learning.losses"]
+)
 def test_page_fits_a_phone(name, address, tab):
     tab.wrong.clear()
     tab.set_viewport_size({"width": 390, "height": 800})
-    tab.goto(f"{address}/{name}")
+    tab.goto(f"{address}/{name}.html")
     found = tab.evaluate(LOOK) + tab.wrong
     tab.set_viewport_size({"width": 1280, "height": 900})
     assert not found
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("asked, page", [("temperature", "06_losses"), ("kd_loss", "kdnotes.learning.losses"), ("patient", "53_pkd")])
+@pytest.mark.parametrize(
+    "asked, page",
+    [("temperature", docname("learning.losses")), ("kd_loss", "kdnotes.learning.losses"), ("patient", docname("baselines.pkd"))],
+)
 def test_search_finds(asked, page, address, tab):
     tab.wrong.clear()
     tab.goto(f"{address}/search.html?q={asked}")

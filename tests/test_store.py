@@ -1,6 +1,7 @@
 """The store keeps its promises when writers are killed, collide, or find their files damaged."""
 
 import errno
+import importlib.util
 import json
 import logging
 import os
@@ -16,20 +17,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kdnotes.core import store as module
-from kdnotes.core.store import (
-    Store,
-    address,
-    pack,
-    pack_sequences,
-    provenance,
-    read_lines,
-    seal,
-    unpack,
-    unpack_sequences,
-    unseal,
-    write_atomic,
-    write_lines,
-)
+from kdnotes.core.files import write_atomic
+from kdnotes.core.provenance import provenance
+from kdnotes.core.records import address, pack, pack_sequences, read_lines, seal, unpack, unpack_sequences, unseal, write_lines
+from kdnotes.core.store import Store
 
 ROOT = Path(__file__).resolve().parents[1]
 QUICK = settings(max_examples=50, deadline=None)  # a busy machine is no failure
@@ -489,7 +480,7 @@ def test_provenance_outside_a_checkout(monkeypatch, tmp_path):
     (package / "__init__.py").write_text("")
     subprocess.run(["git", "init", "-q", str(tmp_path)], check=True)  # a user's own project, which does not track it
     where = type("Spec", (), {"origin": str(package / "__init__.py")})
-    monkeypatch.setattr(module.importlib.util, "find_spec", lambda name: where)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: where)
     assert provenance()["commit"] is None and provenance()["dirty"] is None
     monkeypatch.setenv("PATH", "")
     assert provenance()["commit"] is None
@@ -501,7 +492,7 @@ def test_provenance_in_a_checkout(monkeypatch, tmp_path):
     git = ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b", "-c", "commit.gpgsign=false"]
     for arguments in (["init", "-q"], ["add", "."], ["commit", "-qm", "first"]):
         subprocess.run([*git, *arguments], check=True)
-    monkeypatch.setattr(module.importlib.util, "find_spec", lambda name: type("Spec", (), {"origin": str(file)}))
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: type("Spec", (), {"origin": str(file)}))
     clean = provenance()
     assert len(clean["commit"]) == 40 and clean["dirty"] is False
     file.write_text("changed = True")

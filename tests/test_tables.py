@@ -10,21 +10,19 @@ import pytest
 from records import cost, run
 
 from kdnotes.core.metrics import Interval, bootstrap, flatten, paired_difference, score
-from kdnotes.core.store import pack, unpack
+from kdnotes.core.records import pack, unpack
 from kdnotes.data.tasks import Task
+from kdnotes.experiments.claims import finding, pooled_contrast, verdict
 from kdnotes.experiments.tables import (
     ABOUT,
     COLUMNS,
     TIMED,
     compare,
-    finding,
-    pooled_contrast,
     read_table,
     same_table,
     table,
     table_markdown,
     table_text,
-    verdict,
 )
 
 TASKS = [

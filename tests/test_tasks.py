@@ -9,8 +9,7 @@ from hypothesis import strategies as st
 
 from kdnotes.data.loading import as_dataset, data_sha256, folder_task, load_task, parquet_files
 from kdnotes.data.splits import deal, stratified_order
-from kdnotes.data.tasks import TASKS, Task, task
-from kdnotes.data.tasks import register_task as register
+from kdnotes.data.tasks import TASKS, Task, register_task, task
 
 datasets.disable_progress_bars()
 

@@ -1,7 +1,7 @@
 """Sizes so small that a whole run takes about a second; imported by tests and by the processes that tests start."""
 
 from kdnotes.core.store import Store
-from kdnotes.experiments.runs import runs as experiments
+from kdnotes.experiments import runs as experiments
 
 ENCODER = dict(layers=2, width=32, heads=2, sentences=400, epochs=1)
 RUN = dict(rows=120, teacher_rows=200, epochs=2, teacher_epochs=1, layers=2, width=16, heads=2, max_length=24,

@@ -42,11 +42,11 @@ class Sample:
         """The index of the operation on an edge."""
         return int(self.ops[edge].argmax())
 
-
+# %% ../../nbs/adabert/03_gumbel_relaxation.ipynb #cc413af00
 class Architecture(nn.Module):
     """The architecture logits: `alpha`, `(edges, ops)`, and `depth`, `(max_depth,)`; all start equal."""
 
-    def __init__(self, max_depth: int = MAX_DEPTH):
+    def __init__(self, max_depth: int = MAX_DEPTH) -> None:
         super().__init__()
         self.alpha = nn.Parameter(torch.zeros(len(EDGES), len(OPS)))
         self.depth = nn.Parameter(torch.zeros(max_depth))

@@ -11,17 +11,22 @@ __all__ = ['OPS', 'NODES', 'EDGES', 'MAX_DEPTH', 'MaskedBatchNorm', 'Convolution
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
 # %% ../../nbs/adabert/02_search_space.ipynb #cell-006
 class MaskedBatchNorm(nn.BatchNorm1d):
     """Batch normalisation of `(batch, width, seq)` whose statistics leave padding out."""
 
     def forward(self, x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        """Words normalised, padding zero."""
         if not self.training:
             scale = self.weight / (self.running_var + self.eps).sqrt()
             return (x * scale[:, None] + (self.bias - self.running_mean * scale)[:, None]) * mask
@@ -34,12 +39,13 @@ class MaskedBatchNorm(nn.BatchNorm1d):
 class Convolution(nn.Module):
     """ReLU, one-dimensional convolution, batch normalisation, on `(batch, width, seq)`."""
 
-    def __init__(self, width: int, kernel: int, dilation: int = 1):
+    def __init__(self, width: int, kernel: int, dilation: int = 1) -> None:
         super().__init__()
         self.conv = nn.Conv1d(width, width, kernel, padding=dilation * (kernel // 2), dilation=dilation, bias=False)
         self.norm = MaskedBatchNorm(width)
 
     def forward(self, x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        """The convolution, as long as its input; padding zero."""
         return self.norm(self.conv(torch.relu(x) * mask), mask)
 
 # %% ../../nbs/adabert/02_search_space.ipynb #cell-013
@@ -47,6 +53,7 @@ class MaxPool(nn.Module):
     """The largest of three neighbouring words."""
 
     def forward(self, x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        """The largest of each word and its two neighbours."""
         words = torch.where(mask.bool(), x, torch.finfo(x.dtype).min)[:, :, None]
         return nn.functional.max_pool2d(words, (1, 3), stride=1, padding=(0, 1))[:, :, 0] * mask  # in 1d, ONNX fixes the length
 
@@ -55,6 +62,7 @@ class AveragePool(nn.Module):
     """The mean of three neighbouring words."""
 
     def forward(self, x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        """The mean of each word and its two neighbours, as many as are words."""
         pool = nn.AvgPool1d(3, stride=1, padding=1)
         return pool(x * mask) / pool(mask).clamp(min=1e-6) * mask
 
@@ -63,6 +71,7 @@ class Skip(nn.Module):
     """The input, unchanged."""
 
     def forward(self, x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        """`x`."""
         return x
 
 
@@ -70,9 +79,10 @@ class Zero(nn.Module):
     """Nothing."""
 
     def forward(self, x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        """Zeros like `x`."""
         return torch.zeros_like(x)
 
-
+# %% ../../nbs/adabert/02_search_space.ipynb #c9f9cbcb4
 OPS: dict[str, Callable[[int], nn.Module]] = {
     "conv3": lambda width: Convolution(width, 3),
     "conv5": lambda width: Convolution(width, 5),
@@ -119,7 +129,7 @@ class Genotype:
     edges: tuple[tuple[int, int, str], ...]  # source node, node, operation
     depth: int
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         object.__setattr__(self, "edges", tuple((int(s), int(n), str(op)) for s, n, op in self.edges))
         for source, node, op in self.edges:
             if (source, node) not in EDGES or op not in OPS:
@@ -160,14 +170,17 @@ class Cell(nn.Module):
     edges: the operations that each edge `(source, node)` holds.
     """
 
-    def __init__(self, width: int, edges: Mapping[tuple[int, int], Iterable[str]]):
+    def __init__(self, width: int, edges: Mapping[tuple[int, int], Iterable[str]]) -> None:
         super().__init__()
         self.edges = nn.ModuleDict(
             {f"{source}_{node}": nn.ModuleDict({op: OPS[op](width) for op in ops}) for (source, node), ops in edges.items()}
         )
         self.attention = nn.Linear(width, 1)
 
-    def forward(self, first: torch.Tensor, second: torch.Tensor, mask: torch.Tensor, choose: Callable | None = None):
+    def forward(
+        self, first: torch.Tensor, second: torch.Tensor, mask: torch.Tensor, choose: Callable | None = None
+    ) -> torch.Tensor:
+        """The output node; without `choose`, all operations of an edge are added up."""
         states = [first, second]
         for node in range(2, 2 + NODES):
             total = torch.zeros_like(first)
@@ -192,7 +205,7 @@ def attend(nodes: torch.Tensor, mask: torch.Tensor, score: nn.Linear) -> torch.T
     return (nodes * weights[..., None]).sum(1)
 
 # %% ../../nbs/adabert/02_search_space.ipynb #cell-044
-def draw_cell(genotype: Genotype, ax) -> None:
+def draw_cell(genotype: Genotype, ax: "Axes") -> None:
     """Draw a cell's graph and its depth on matplotlib axes."""
     places = {0: (0, 1.1), 1: (0, -0.1), 2: (1.6, 1.2), 3: (3.0, 0.1), 4: (4.4, 1.0), 5: (5.8, 0.5)}
     names = {0: "cell k-2", 1: "cell k-1", 5: "output"}

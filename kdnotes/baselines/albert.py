@@ -10,16 +10,25 @@ import copy
 
 import torch
 from sklearn.linear_model import Ridge
-from transformers import AlbertConfig, AlbertForSequenceClassification, AlbertForTokenClassification, PreTrainedModel, set_seed
+from transformers import (
+    AlbertConfig,
+    AlbertForSequenceClassification,
+    AlbertForTokenClassification,
+    PreTrainedConfig,
+    PreTrainedModel,
+    set_seed,
+)
 
-from ..learning.knowledge import Problem
 from ..learning.losses import kd_loss
+from ..learning.problem import Problem
 from ..learning.registry import register_method
 from ..models.encoders import label_maps
 from ..models.rows import model_inputs
 
 # %% ../../nbs/baselines/08_albert.ipynb #cell-006
-def albert_config(encoder_config, embedding: int, labels: tuple[str, ...], layers: int | None = None) -> AlbertConfig:
+def albert_config(
+    encoder_config: PreTrainedConfig, embedding: int, labels: tuple[str, ...], layers: int | None = None
+) -> AlbertConfig:
     """The ALBERT of an encoder's shape.
 
     Parameters
@@ -56,12 +65,19 @@ def copy_layer(source: torch.nn.Module, target: torch.nn.Module) -> None:
     for theirs, ours in _LAYER_NAMES.items():
         target.get_submodule(ours).load_state_dict(source.get_submodule(theirs).state_dict())
 
-# %% ../../nbs/baselines/08_albert.ipynb #cell-013
-_RIDGE = 0.03  # of the variance of one number: without it the map amplifies whatever training changes in front of it
+# %% ../../nbs/baselines/08_albert.ipynb #c12d1d0fe
+def _directions(table: torch.Tensor, size: int) -> torch.Tensor:
+    """The first right singular vectors of a table less its mean, `(width, size)`."""
+    centred = (table - table.mean(0)).double()
+    return torch.linalg.eigh(centred.T @ centred).eigenvectors.flip(1)[:, :size].float()
 
 
 def _embed(embeddings: torch.nn.Module, ids: torch.Tensor, positions: torch.Tensor, types: torch.Tensor) -> torch.Tensor:
+    """Embeddings `(samples, width)` of single words at given positions."""
     return embeddings(input_ids=ids[:, None], position_ids=positions[:, None], token_type_ids=types[:, None])[:, 0]
+
+# %% ../../nbs/baselines/08_albert.ipynb #cell-013
+_RIDGE = 0.03  # of the variance of one number: without it the map amplifies whatever training changes in front of it
 
 
 @torch.no_grad()
@@ -77,8 +93,7 @@ def factorise_embeddings(source: torch.nn.Module, albert: torch.nn.Module, sampl
     size, own = albert.config.embedding_size, albert.embeddings
     names = ("word_embeddings", "position_embeddings", "token_type_embeddings")
     tables = [source.get_submodule(name).weight.cpu() for name in names]
-    centred = (tables[0] - tables[0].mean(0)).double()
-    basis = torch.linalg.eigh(centred.T @ centred).eigenvectors.flip(1)[:, :size].float()  # the table's right singular vectors
+    basis = _directions(tables[0], size)
     for name, table in zip(names, tables):
         getattr(own, name).weight.copy_(table @ basis)
     generator = torch.Generator().manual_seed(0)
@@ -134,7 +149,7 @@ def fit_albert(
     if start == "teacher":
         start_from(problem.teacher, student)
 
-    def objective(model, batch):
+    def objective(model: PreTrainedModel, batch: dict) -> torch.Tensor:
         logits = model(**model_inputs(batch, problem.tokenizer)).logits
         return kd_loss(logits, batch["teacher_logits"], batch["labels"], alpha, temperature)
 

@@ -6,13 +6,15 @@
 __all__ = ['BiLSTMConfig', 'BiLSTM', 'fit_bilstm_soft']
 
 # %% ../../nbs/baselines/03_bilstm.ipynb #cell-003
+from typing import Any
+
 import torch
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedConfig, PreTrainedModel, set_seed
 from transformers.modeling_outputs import SequenceClassifierOutput
 
-from ..learning.knowledge import Problem, half, needs_halves
 from ..learning.losses import logits_mse
+from ..learning.problem import Problem, half, needs_halves
 from ..learning.registry import register_method
 from ..models.encoders import label_maps
 from ..models.rows import model_inputs
@@ -24,7 +26,7 @@ class BiLSTMConfig(PreTrainedConfig):
     model_type = "kdnotes-bilstm"
 
     def __init__(self, vocab_size: int = 1, embedding_size: int = 300, hidden_size: int = 150, inner: int = 200,
-                 dropout: float = 0.1, kind: str = "single", pad_token_id: int = 0, **kwargs):  # fmt: skip
+                 dropout: float = 0.1, kind: str = "single", pad_token_id: int = 0, **kwargs: Any) -> None:  # fmt: skip
         super().__init__(pad_token_id=pad_token_id, **kwargs)
         self.vocab_size, self.embedding_size, self.hidden_size = vocab_size, embedding_size, hidden_size
         self.inner, self.dropout, self.kind = inner, dropout, kind
@@ -35,7 +37,7 @@ class BiLSTM(PreTrainedModel):
 
     config_class = BiLSTMConfig
 
-    def __init__(self, config: BiLSTMConfig):
+    def __init__(self, config: BiLSTMConfig) -> None:
         super().__init__(config)
         self.embedding = torch.nn.Embedding(config.vocab_size, config.embedding_size, padding_idx=config.pad_token_id)
         self.lstm = torch.nn.LSTM(config.embedding_size, config.hidden_size, batch_first=True, bidirectional=True)
@@ -46,7 +48,8 @@ class BiLSTM(PreTrainedModel):
         )
         self.post_init()
 
-    def get_input_embeddings(self):
+    def get_input_embeddings(self) -> torch.nn.Embedding:
+        """The word vectors."""
         return self.embedding
 
     def read(self, input_ids: torch.Tensor, lengths: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -57,7 +60,10 @@ class BiLSTM(PreTrainedModel):
         states, _ = pad_packed_sequence(states, batch_first=True, total_length=input_ids.shape[1])
         return states, torch.cat([last[0], last[1]], dim=-1)
 
-    def forward(self, input_ids, attention_mask=None, token_type_ids=None, **_):
+    def forward(
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None, token_type_ids: torch.Tensor | None = None,
+        **_: Any,
+    ) -> SequenceClassifierOutput:  # fmt: skip
         """Logits `(batch, labels)`, or `(batch, seq, labels)` for kind `tokens`."""
         real = torch.ones_like(input_ids).bool() if attention_mask is None else attention_mask.bool()
         if self.config.kind == "pair":
@@ -69,7 +75,7 @@ class BiLSTM(PreTrainedModel):
             features = states if self.config.kind == "tokens" else features
         return SequenceClassifierOutput(logits=self.classifier(self.dropout(features)))
 
-
+# %% ../../nbs/baselines/03_bilstm.ipynb #c0b20b402
 AutoConfig.register(BiLSTMConfig.model_type, BiLSTMConfig)
 AutoModelForSequenceClassification.register(BiLSTMConfig, BiLSTM)
 
@@ -98,7 +104,7 @@ def fit_bilstm_soft(
     student = BiLSTM(config)
     student.embedding.weight.data.copy_(words)
 
-    def objective(model, batch):
+    def objective(model: PreTrainedModel, batch: dict) -> torch.Tensor:
         logits = model(**model_inputs(batch, problem.tokenizer)).logits
         real = batch["labels"] != -100
         return logits_mse(logits[real], batch["teacher_logits"][real])

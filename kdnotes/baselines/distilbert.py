@@ -9,8 +9,8 @@ __all__ = ['alternate_layers', 'last_states', 'fit_distilbert']
 import torch
 from transformers import PreTrainedModel, set_seed
 
-from ..learning.knowledge import Problem
 from ..learning.losses import IGNORE, cosine_hidden, cross_entropy, soft_cross_entropy
+from ..learning.problem import Problem
 from ..learning.registry import register_method
 from ..models.encoders import make_student
 from ..models.rows import model_inputs
@@ -29,7 +29,7 @@ def alternate_layers(student: int, teacher: int) -> tuple[int, ...]:
     return tuple(layer * teacher // student for layer in range(student))
 
 # %% ../../nbs/baselines/04_distilbert.ipynb #cell-009
-def last_states(teacher: PreTrainedModel, inputs: dict):
+def last_states(teacher: PreTrainedModel, inputs: dict) -> torch.Tensor:
     """The teacher's states after its last layer, `(batch, seq, hidden)`, without gradients."""
     inputs = {name: value.to(teacher.device) for name, value in inputs.items()}
     with torch.no_grad():
@@ -64,7 +64,7 @@ def fit_distilbert(
     set_seed(problem.seed)
     student = make_student(teacher, problem.labels, problem.kind, layers=layers, take=alternate_layers(layers, depth))
 
-    def objective(model, batch):
+    def objective(model: PreTrainedModel, batch: dict) -> torch.Tensor:
         inputs = model_inputs(batch, problem.tokenizer)
         ours, theirs = model(**inputs, output_hidden_states=True), last_states(teacher, inputs)
         counted = batch["labels"] != IGNORE if problem.kind == "tokens" else None

@@ -6,6 +6,8 @@
 __all__ = ['BagOfWordsConfig', 'BagOfWords', 'fit_majority', 'fit_bag_of_words']
 
 # %% ../../nbs/baselines/01_lookup.ipynb #cell-003
+from typing import Any
+
 import numpy as np
 import torch
 from sklearn.feature_extraction import DictVectorizer
@@ -13,7 +15,7 @@ from sklearn.linear_model import LogisticRegression
 from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import SequenceClassifierOutput
 
-from ..learning.knowledge import Problem, needs_halves
+from ..learning.problem import Problem, needs_halves
 from ..learning.registry import register_method
 from ..models.encoders import label_maps
 
@@ -23,26 +25,30 @@ class BagOfWordsConfig(PreTrainedConfig):
 
     model_type = "kdnotes-bag-of-words"
 
-    def __init__(self, vocab_size: int = 1, halves: int = 1, per_token: bool = False, **kwargs):
+    def __init__(self, vocab_size: int = 1, halves: int = 1, per_token: bool = False, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.vocab_size, self.halves, self.per_token = vocab_size, halves, per_token
 
-
+# %% ../../nbs/baselines/01_lookup.ipynb #c52d1f280
 class BagOfWords(PreTrainedModel):
     """A linear classifier of word-piece counts; with `per_token` of each piece alone."""
 
     config_class = BagOfWordsConfig
 
-    def __init__(self, config: BagOfWordsConfig):
+    def __init__(self, config: BagOfWordsConfig) -> None:
         super().__init__(config)
         self.table = torch.nn.Embedding(config.vocab_size * config.halves, config.num_labels)
         self.bias = torch.nn.Parameter(torch.zeros(config.num_labels))
         self.post_init()
 
-    def get_input_embeddings(self):
+    def get_input_embeddings(self) -> torch.nn.Embedding:
+        """The table of weights."""
         return self.table
 
-    def forward(self, input_ids, attention_mask=None, token_type_ids=None, **_):
+    def forward(
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None, token_type_ids: torch.Tensor | None = None,
+        **_: Any,
+    ) -> SequenceClassifierOutput:  # fmt: skip
         """Logits `(batch, labels)`, or `(batch, seq, labels)` with `per_token`."""
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         if self.config.halves == 2 and token_type_ids is not None:
@@ -50,7 +56,7 @@ class BagOfWords(PreTrainedModel):
         votes = self.table(input_ids) * mask[..., None]
         return SequenceClassifierOutput(logits=(votes if self.config.per_token else votes.sum(1)) + self.bias)
 
-
+# %% ../../nbs/baselines/01_lookup.ipynb #ce9a10d1e
 AutoConfig.register(BagOfWordsConfig.model_type, BagOfWordsConfig)
 AutoModelForSequenceClassification.register(BagOfWordsConfig, BagOfWords)
 
@@ -66,7 +72,7 @@ def _blank(problem: Problem) -> BagOfWords:
     torch.nn.init.zeros_(model.table.weight)
     return model
 
-
+# %% ../../nbs/baselines/01_lookup.ipynb #c0e85467c
 @register_method(
     "majority", "always the most frequent label", title="majority class", family="reference", role="majority", seeded=False,
     teacher_tokenizer=False,
@@ -78,6 +84,22 @@ def fit_majority(problem: Problem) -> BagOfWords:
     model = _blank(problem)
     model.bias.data = torch.tensor(np.log((counts + 1e-9) / counts.sum()), dtype=torch.float32)
     return model
+
+# %% ../../nbs/baselines/01_lookup.ipynb #ce9f39cbe
+def _counts(problem: Problem, config: BagOfWordsConfig) -> tuple[list[dict[int, float]], list[int]]:
+    """The word pieces of every row of `train`, or of every labelled token alone, and the labels."""
+    size, examples, labels = config.vocab_size, [], []
+    for row in problem.train:
+        halves = row.get("token_type_ids") or [0] * len(row["input_ids"])
+        keys = [i + size * h * (config.halves - 1) for i, h in zip(row["input_ids"], halves)]
+        if config.per_token:
+            pieces = [(k, label) for k, label in zip(keys, row["labels"]) if label != -100]
+            examples += [{k: 1.0} for k, _ in pieces]
+            labels += [label for _, label in pieces]
+        else:
+            examples.append({k: float(keys.count(k)) for k in keys})
+            labels.append(row["labels"])
+    return examples, labels
 
 # %% ../../nbs/baselines/01_lookup.ipynb #cell-014
 @register_method(
@@ -91,19 +113,8 @@ def fit_bag_of_words(problem: Problem, strength: float = 1.0) -> BagOfWords:
     ----------
     strength: inverse of the L2 penalty, as in scikit-learn.
     """
-    model, examples, labels = _blank(problem), [], []
-    size = model.config.vocab_size
-    for row in problem.train:
-        halves = row.get("token_type_ids") or [0] * len(row["input_ids"])
-        keys = [i + size * h * (model.config.halves - 1) for i, h in zip(row["input_ids"], halves)]
-        if model.config.per_token:
-            pieces = [(k, label) for k, label in zip(keys, row["labels"]) if label != -100]
-            examples += [{k: 1.0} for k, _ in pieces]
-            labels += [label for _, label in pieces]
-        else:
-            examples.append({k: float(keys.count(k)) for k in keys})
-            labels.append(row["labels"])
-    columns = DictVectorizer()
+    model, columns = _blank(problem), DictVectorizer()
+    examples, labels = _counts(problem, model.config)
     fitted = LogisticRegression(C=strength, max_iter=1000).fit(columns.fit_transform(examples), labels)
     coefficients, bias = fitted.coef_, fitted.intercept_
     if len(fitted.classes_) == 2:  # scikit-learn keeps one row for two classes

@@ -9,8 +9,8 @@ __all__ = ['relation_loss', 'fit_minilm']
 import torch
 from transformers import PreTrainedModel, set_seed
 
-from ..learning.knowledge import Problem
 from ..learning.losses import attention_kl, value_relation_kl
+from ..learning.problem import Problem
 from ..learning.registry import register_method
 from ..models.attention import Attention, look_inside
 from ..models.encoders import make_student
@@ -62,7 +62,7 @@ def fit_minilm(
     shape = dict(layers=layers, width=width, heads=heads, inner=inner)
     student = make_student(problem.encoder, problem.labels, problem.kind, init=init, **shape)
 
-    def relate(model, batch):
+    def relate(model: PreTrainedModel, batch: dict) -> torch.Tensor:
         inputs = model_inputs(batch, problem.tokenizer)
         with torch.no_grad():
             theirs = look_inside(teacher, **inputs).attentions[-1]

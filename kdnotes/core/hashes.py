@@ -8,13 +8,14 @@ __all__ = ['rows_sha256', 'words_sha256', 'model_sha256']
 # %% ../../nbs/core/01_hashes.ipynb #c4a5ac0e3
 import hashlib
 import json
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 # %% ../../nbs/core/01_hashes.ipynb #c035c9e53
-def rows_sha256(data) -> str:
+def rows_sha256(data: Iterable[Mapping[str, Any]]) -> str:
     """SHA-256 of encoded rows: all their columns, in order."""
     digest = hashlib.sha256()
     for row in data:
@@ -22,7 +23,7 @@ def rows_sha256(data) -> str:
     return digest.hexdigest()
 
 # %% ../../nbs/core/01_hashes.ipynb #c03668eb5
-def words_sha256(tokenizer) -> str:
+def words_sha256(tokenizer: "PreTrainedTokenizerBase") -> str:
     """SHA-256 of a tokenizer's vocabulary."""
     return hashlib.sha256(json.dumps(tokenizer.get_vocab(), sort_keys=True).encode()).hexdigest()
 

@@ -6,14 +6,14 @@
 __all__ = ['verdict', 'pooled_contrast', 'difference', 'finding']
 
 # %% ../../nbs/experiments/07_claims.ipynb #ce01668b8
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 import pandas as pd
 
 from ..core.metrics import Comparison, Interval, pooled_difference
 from ..data.tasks import Task, task
-from .tables import KEPT, Key, counterpart, group, headline, named, plainer
+from .tables import KEPT, Group, Key, counterpart, group, headline, named, plainer
 from ..learning.registry import describe, with_role
 
 # %% ../../nbs/experiments/07_claims.ipynb #cell-030
@@ -23,23 +23,10 @@ def verdict(difference: Interval) -> str:
         return "holds"
     return "does not hold" if difference.high < 0 else "cannot tell"
 
-
-def pooled_contrast(
-    records: Iterable[dict], a: str, b: str, tasks: Iterable[str | Task], setting: str = "", margin: float = 0.0, metric: str = ""
-) -> str:
-    """Say in one line whether `a` scores above `b`, pooled over tasks and domains.
-
-    Parameters
-    ----------
-    setting : of `a`, where it was run in several, `{task}` standing for the task; `b` is taken in the same one, or else plain.
-    metric : the headline of each task if empty.
-    margin : how far below `b` still counts, for a claim that `a` is as good.
-
-    Raises
-    ------
-    ValueError : no task has runs of both methods, or a place that has one lacks the other.
-    """
-    groups, tasks = group(records), [task(one) for one in tasks]
+# %% ../../nbs/experiments/07_claims.ipynb #c4a542ee7
+def _comparisons(
+    groups: Mapping[Key, Group], a: str, b: str, tasks: Iterable[Task], setting: str, metric: str
+) -> list[Comparison]:
     comparisons = []
     for one in tasks:
         own = setting.format(task=one.name)
@@ -51,6 +38,27 @@ def pooled_contrast(
             if None in both:
                 raise ValueError(f"{a} against {b}: {named((one.name, domain))} has runs of only one of them")
             comparisons.append(Comparison(metric or one.metrics[0], both[0].labels, *(x.predictions for x in both), one.labels))
+    return comparisons
+
+# %% ../../nbs/experiments/07_claims.ipynb #cec575d67
+def pooled_contrast(
+    records: Iterable[dict], a: str, b: str, tasks: Iterable[str | Task], setting: str = "", margin: float = 0.0, metric: str = ""
+) -> str:
+    """Say in one line whether `a` scores above `b`, pooled over tasks and domains.
+
+    Parameters
+    ----------
+    setting: of `a`, where it was run in several, `{task}` standing for the task; `b` is taken in the same one, or else plain.
+    metric: the headline of each task if empty.
+    margin: how far below `b` still counts, for a claim that `a` is as good.
+
+    Raises
+    ------
+    ValueError
+        No task has runs of both methods, or a place that has one lacks the other.
+    """
+    groups, tasks = group(records), [task(one) for one in tasks]
+    comparisons = _comparisons(groups, a, b, tasks, setting, metric)
     if not comparisons:
         raise ValueError(f"{a} against {b}: no runs of them on {', '.join(one.name for one in tasks)}")
     found = pooled_difference(comparisons)
@@ -71,12 +79,13 @@ def difference(records: Iterable[dict], a: tuple[str, str], *others: tuple[str, 
 
     Parameters
     ----------
-    a, others : method and setting of each; a domain counts for those that were run there.
-    metric : the headline of each task if empty.
+    a, others: method and setting of each; a domain counts for those that were run there.
+    metric: the headline of each task if empty.
 
     Raises
     ------
-    ValueError : nowhere were two of them run.
+    ValueError
+        Nowhere were two of them run.
     """
     groups, found = group(records), []
     for key, mine in groups.items():

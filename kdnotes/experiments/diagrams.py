@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -20,6 +20,7 @@ from .plots import COLOURS, header, style
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from matplotlib.patches import FancyBboxPatch
 
 # %% ../../nbs/experiments/10_diagrams.ipynb #arch-06
 @dataclass(frozen=True)
@@ -59,7 +60,7 @@ def traced(modules: Mapping[str, torch.nn.Module], run: Callable[[], object]) ->
     return {name: Part(type(module).__name__, size(module), shapes[name]) for name, module in modules.items()}
 
 
-def _note(shapes: dict, name: str, module, given, output) -> None:
+def _note(shapes: dict, name: str, module: torch.nn.Module, given: tuple, output: Any) -> None:
     first = output if isinstance(output, torch.Tensor) else output[0]
     shapes.setdefault(name, tuple(first.shape))
 
@@ -75,14 +76,36 @@ class Arrow:
     loss: bool = False  # compares the two, instead of flowing into the second
     at: float = 0.5  # where along the way the label stands
 
+# %% ../../nbs/experiments/10_diagrams.ipynb #cb4067baa
+def _draw_box(ax: "Axes", title: str, text: str, place: tuple[float, float, float, float], colour: str) -> "FancyBboxPatch":
+    from matplotlib.patches import FancyBboxPatch
 
+    x, y, width, height = place
+    box = FancyBboxPatch((x - width / 2, y - height / 2), width, height, boxstyle="round,pad=0,rounding_size=0.1",
+                         fc=colour + "22", ec=colour, lw=1.4, zorder=2)  # fmt: skip
+    ax.add_patch(box)
+    ax.text(x, y + height / 2 - 0.08, title, ha="center", va="top", fontweight="bold", fontsize=9, zorder=3)
+    ax.text(x, y + height / 2 - 0.36, text, ha="center", va="top", fontsize=8, zorder=3, linespacing=1.25)
+    return box
+
+# %% ../../nbs/experiments/10_diagrams.ipynb #cac3aca96
+def _draw_arrow(ax: "Axes", arrow: Arrow, ends: Sequence[np.ndarray], boxes: Sequence["FancyBboxPatch"]) -> None:
+    from matplotlib.patches import FancyArrowPatch
+
+    looks = dict(color=COLOURS["architecture search"], ls="--") if arrow.loss else dict(color=COLOURS["reference"])
+    ax.add_patch(FancyArrowPatch(*ends, patchA=boxes[0], patchB=boxes[1], shrinkA=1, shrinkB=1, zorder=1,
+                                 arrowstyle="<|-|>" if arrow.loss else "-|>", mutation_scale=11, lw=1.2,
+                                 connectionstyle=f"arc3,rad={arrow.bend}", **looks))  # fmt: skip
+    (x, y), across = ends[0] + arrow.at * (ends[1] - ends[0]), ends[1] - ends[0]
+    x, y = (x, y) + 2 * arrow.at * (1 - arrow.at) * arrow.bend * np.array([across[1], -across[0]])
+    ax.text(x, y, arrow.label, ha="center", va="center", fontsize=8, color=looks["color"], zorder=4,
+            bbox=dict(fc="white", ec="none", pad=0.8) if arrow.label else None)  # fmt: skip
+
+# %% ../../nbs/experiments/10_diagrams.ipynb #c25764d32
 def draw_parts(
-    ax: "Axes",
-    parts: Mapping[str, Part | str],
-    places: Mapping[str, tuple[float, float, float, float]],
-    arrows: list[Arrow],
+    ax: "Axes", parts: Mapping[str, Part | str], places: Mapping[str, tuple[float, float, float, float]], arrows: list[Arrow],
     colours: Mapping[str, str],
-) -> None:
+) -> None:  # fmt: skip
     """Draw boxes and the arrows between them.
 
     Parameters
@@ -96,58 +119,14 @@ def draw_parts(
     ValueError
         A part has no place, or an arrow begins or ends at a box that is not there.
     """
-    from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
-
     if missing := [name for name in [*parts, *(end for a in arrows for end in (a.start, a.end))] if name not in places]:
         raise ValueError(f"no place for the box {missing[0]!r}, only for {', '.join(places)}")
-    boxes = {}
-    for name, part in parts.items():
-        x, y, width, height = places[name]
-        colour = colours.get(name, COLOURS["other"])
-        boxes[name] = FancyBboxPatch(
-            (x - width / 2, y - height / 2),
-            width,
-            height,
-            boxstyle="round,pad=0,rounding_size=0.1",
-            fc=colour + "22",
-            ec=colour,
-            lw=1.4,
-            zorder=2,
-        )
-        ax.add_patch(boxes[name])
-        ax.text(x, y + height / 2 - 0.08, name, ha="center", va="top", fontweight="bold", fontsize=9, zorder=3)
-        ax.text(x, y + height / 2 - 0.36, str(part), ha="center", va="top", fontsize=8, zorder=3, linespacing=1.25)
+    boxes = {
+        name: _draw_box(ax, name, str(part), places[name], colours.get(name, COLOURS["other"])) for name, part in parts.items()
+    }
     for arrow in arrows:
-        ends = [np.array(places[end][:2]) for end in (arrow.start, arrow.end)]
-        looks = dict(color=COLOURS["architecture search"], ls="--") if arrow.loss else dict(color=COLOURS["reference"])
-        ax.add_patch(
-            FancyArrowPatch(
-                *ends,
-                patchA=boxes[arrow.start],
-                patchB=boxes[arrow.end],
-                shrinkA=1,
-                shrinkB=1,
-                zorder=1,
-                arrowstyle="<|-|>" if arrow.loss else "-|>",
-                mutation_scale=11,
-                lw=1.2,
-                connectionstyle=f"arc3,rad={arrow.bend}",
-                **looks,
-            )
-        )
-        (x, y), across = ends[0] + arrow.at * (ends[1] - ends[0]), ends[1] - ends[0]
-        x, y = (x, y) + 2 * arrow.at * (1 - arrow.at) * arrow.bend * np.array([across[1], -across[0]])
-        ax.text(
-            x,
-            y,
-            arrow.label,
-            ha="center",
-            va="center",
-            fontsize=8,
-            color=looks["color"],
-            zorder=4,
-            bbox=dict(fc="white", ec="none", pad=0.8) if arrow.label else None,
-        )
+        both = arrow.start, arrow.end
+        _draw_arrow(ax, arrow, [np.array(places[end][:2]) for end in both], [boxes[end] for end in both])
     ax.set(aspect="equal")
     ax.axis("off")
     ax.autoscale_view()

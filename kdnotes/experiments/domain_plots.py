@@ -16,6 +16,7 @@ from .tables import headline
 from ..learning.registry import describe
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 # %% ../../nbs/experiments/11_domain_plots.ipynb #cell-006
@@ -24,7 +25,7 @@ def mean_over_domains(frame: pd.DataFrame) -> pd.DataFrame:
 
     Parameters
     ----------
-    frame : headline rows of one task with the columns `method`, `setting`, `domain`, `value`, `published`.
+    frame: headline rows of one task with the columns `method`, `setting`, `domain`, `value`, `published`.
     """
     found = frame.groupby(["method", "setting"], sort=False)
     means = found[["value", "published"]].agg(lambda column: column.mean(skipna=False))
@@ -40,13 +41,14 @@ def draw_domains(frame: pd.DataFrame, subtitle: str = "", title: str = "") -> "F
 
     Parameters
     ----------
-    frame : a table over domains, of which the first task is drawn; the majority class becomes a line.
-    subtitle : a further line under the title, such as the verdict of `pooled_contrast`.
-    title : names the best student if empty.
+    frame: a table over domains, of which the first task is drawn; the majority class becomes a line.
+    subtitle: a further line under the title, such as the verdict of `pooled_contrast`.
+    title: names the best student if empty.
 
     Raises
     ------
-    ValueError : the table has no domains.
+    ValueError
+        The table has no domains.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -83,7 +85,7 @@ def _best(means: pd.DataFrame) -> str:
     return f"The best student over all domains: {best.label}, {best.value:.3f}"
 
 
-def _draw_domain(ax, found: pd.DataFrame, names: list[str]) -> None:
+def _draw_domain(ax: "Axes", found: pd.DataFrame, names: list[str]) -> None:
     places = [names.index(name) for name in found.label]
     families = ["other" if "flat" in name else describe(method).family for method, name in zip(found.method, found.label)]
     colours = [COLOURS[family] for family in families]  # a control is grey
@@ -95,7 +97,7 @@ def _draw_domain(ax, found: pd.DataFrame, names: list[str]) -> None:
     ax.set_ylim(len(names) - 0.5, -0.5)
 
 
-def _explain(fig, shown: pd.DataFrame, constant: bool) -> None:
+def _explain(fig: "Figure", shown: pd.DataFrame, constant: bool) -> None:
     from matplotlib.lines import Line2D
 
     marks = [Line2D([], [], marker="o", ls="-", color="black", label="ours, 95 % interval")]

@@ -8,7 +8,7 @@ __all__ = ['AREA', 'draw_landscape']
 # %% ../../nbs/experiments/09_landscape.ipynb #c7f5ebe44
 import math
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -22,6 +22,7 @@ from ..learning.registry import describe
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
 
 # %% ../../nbs/experiments/09_landscape.ipynb #cell-024
 AREA = 900.0  # of the largest bubble, in square points
@@ -32,12 +33,13 @@ def draw_landscape(frame: pd.DataFrame, subtitle: str = "") -> "Figure":
 
     Parameters
     ----------
-    frame : a table; majority and bag of words become lines, rows without latency are named below the panels.
-    subtitle : a further line under the title, such as the verdict of `pooled_contrast`.
+    frame: a table; majority and bag of words become lines, rows without latency are named below the panels.
+    subtitle: a further line under the title, such as the verdict of `pooled_contrast`.
 
     Raises
     ------
-    ValueError : no row has a latency.
+    ValueError
+        No row has a latency.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -91,7 +93,7 @@ def _draw_panel(ax: "Axes", place: tuple[str, str], rows: pd.DataFrame, largest:
     return lambda: _write_names(ax, shown, np.sqrt(areas / math.pi), inks)
 
 # %% ../../nbs/experiments/09_landscape.ipynb #cell-028
-def _write_names(ax, shown: pd.DataFrame, radii: np.ndarray, inks: Sequence[tuple]) -> None:
+def _write_names(ax: "Axes", shown: pd.DataFrame, radii: np.ndarray, inks: Sequence[tuple]) -> None:
     points = shown[["latency_ms", "value"]].to_numpy(float)
     low, high = (ax.transData.transform(np.c_[points[:, 0], shown[end].fillna(shown.value)]) for end in ("ci_low", "ci_high"))
     clear = [tuple(box) for box in np.hstack([low - 2, high + 2])]
@@ -103,23 +105,23 @@ def _write_names(ax, shown: pd.DataFrame, radii: np.ndarray, inks: Sequence[tupl
     _write_better(ax, np.array(clear + placed + bubbles))
 
 
-def _write_better(ax, taken: np.ndarray) -> None:
+def _write_better(ax: "Axes", taken: np.ndarray) -> None:
     arrow = ax.text(0, 0, "\N{NORTH WEST ARROW} better: up and left", fontsize=9, color="#737373", transform=ax.transAxes)
     size = arrow.get_window_extent(ax.figure.canvas.get_renderer())
     width, height = size.width / ax.bbox.width, size.height / ax.bbox.height
     corners = [(0.99 - width, 0.02), (0.99 - width, 0.98 - height), (0.01, 0.98 - height), (0.01, 0.02)]
 
-    def covered(corner):
+    def covered(corner: tuple[float, float]) -> float:
         low, high = ax.transAxes.transform([corner, np.add(corner, (width, height))])
         return overlap((*low, *high), taken)
 
     arrow.set_position(min(corners, key=covered))
 
 
-def _legend(fig, timed: pd.DataFrame, largest: float) -> None:
+def _legend(fig: "Figure", timed: pd.DataFrame, largest: float) -> None:
     from matplotlib.lines import Line2D
 
-    def dot(name, **look):
+    def dot(name: str, **look: Any) -> "Line2D":
         return Line2D([], [], marker="o", ls="", alpha=0.7, label=name, **look)
 
     families = dict.fromkeys(describe(method).family for method in timed.method)

@@ -28,7 +28,8 @@ class Run:
     ----------
     method, task, domain: names; the whole task if `domain` is empty.
     setting: how the table calls what `changes` says, such as `beta=4`.
-    changes: settings of the method and entries of the profile that this row has of its own.
+    changes: settings of the method and entries of the profile that this row is about.
+    sizes: entries that this row has of its own unless a user says otherwise, given like those of the plan.
     sources: other domains, each `task` or `task/domain`; a method that reads no source is not given them.
     """
 
@@ -38,6 +39,7 @@ class Run:
     setting: str = ""
     changes: Mapping[str, Any] = field(default_factory=dict)
     sources: tuple[str, ...] = ()
+    sizes: Mapping[str, Any] = field(default_factory=dict)
 
 # %% ../../nbs/experiments/05_plans.ipynb #c80425ffd
 def other_domains(name: str, domain: str) -> tuple[str, ...]:
@@ -65,8 +67,8 @@ def with_random_labels(sources: tuple[str, ...]) -> tuple[str, ...]:
 class Contrast(NamedTuple):
     """The claim that method `a` scores above method `b`, pooled over the tasks of a plan.
 
-    `setting` is that of `a`, where `{task}` stands for the task; `margin` is how far `a` may fall below `b` where the claim is that
-    it is as good; `metric` is what is compared, the headline of each task if empty.
+    `setting` is that of `a`, where `{task}` stands for the task; `margin` is how far `a` may fall below `b` where the claim
+    is that it is as good; `metric` is what is compared, the headline of each task if empty.
     """
 
     a: str
@@ -75,7 +77,7 @@ class Contrast(NamedTuple):
     margin: float = 0.0
     metric: str = ""
 
-
+# %% ../../nbs/experiments/05_plans.ipynb #c8d6eb2df
 @dataclass(frozen=True)
 class Plan:
     """What is run for an artefact.
@@ -84,7 +86,8 @@ class Plan:
     ----------
     name, title: `fig02` and what it shows.
     contrast: the claim that the runs are to decide.
-    runs: `(size, seed) -> [Run, ...]`, in the order of the table; `size` is the profile with the plan's own sizes and what a user changed.
+    runs: `(size, seed) -> [Run, ...]`, in the order of the table; `size` is the profile with the plan's own sizes and what
+        a user changed.
     sizes: the plan's own, by the name of the profile: entries of the profile, and settings that go to each method that has them.
     published: `{(method, task, domain, setting, metric): value}` on the official data, as fractions.
     """
@@ -128,11 +131,13 @@ def grid(plan: Plan, profile: str = "world", seeds: int | None = None, **changed
     count = find_profile(profile).seeds if seeds is None else seeds
     if not isinstance(count, int) or isinstance(count, bool) or count < 1:
         raise ValueError(f"seeds={count!r} should be a whole number from 1")
-    own, methods = dict(plan.sizes.get(profile, {})) | changed, plan.methods(profile)
+    usual, methods = dict(plan.sizes.get(profile, {})), plan.methods(profile)
     places: dict[tuple[str, str], list[dict]] = {}
     for seed in range(count):
         for run in plan.listed(profile, seed, **changed):
-            given = {k: v for k, v in own.items() if k not in _settings_of_others(run.method, methods)} | run.changes
+            own, others = {**usual, **run.sizes, **changed}, _settings_of_others(run.method, methods)
+            given = {name: value for name, value in own.items() if name not in others}
+            given |= run.changes
             if seed == 0 or find_method(run.method).seeded or given.get("budget"):
                 places.setdefault((run.task, run.domain), []).append(_spec(run, seed, profile, given))
     return [spec for specs in places.values() for spec in specs]
@@ -162,7 +167,7 @@ def compute_all(specs: list[dict], store: Store, say: Callable[[str], None] = pr
         record = run_spec(spec, store, progress)
         metric, value = next(iter(record["metrics"].items()))
         say(f"        {metric} {value:.3f} after {clock(record['seconds'])}")
-    return [store.get(spec) for spec in specs]
+    return [found for spec in specs if (found := store.get(spec)) is not None]
 
 
 def clock(seconds: float) -> str:

@@ -77,10 +77,10 @@ def place(
 
     Parameters
     ----------
-    size : its width and height.
-    around : centre and radius `(x, y, radius)` of the bubble that it names.
-    taken : rectangles to keep clear of, shape `(n, 4)`.
-    frame : the rectangle to stay inside.
+    size: its width and height.
+    around: centre and radius `(x, y, radius)` of the bubble that it names.
+    taken: rectangles to keep clear of, shape `(n, 4)`.
+    frame: the rectangle to stay inside.
     """
     (width, height), (x, y, radius) = size, around
     best = (math.inf, ())
@@ -108,8 +108,8 @@ def label(
 
     Parameters
     ----------
-    points : bubble centres, `(n, 2)`, in data units; `radii` in points.
-    keep_clear : further rectangles `(x0, y0, x1, y1)` in pixels.
+    points: bubble centres, `(n, 2)`, in data units; `radii` in points.
+    keep_clear: further rectangles `(x0, y0, x1, y1)` in pixels.
 
     Returns
     -------
@@ -158,7 +158,7 @@ def draw_levels(ax: "Axes", shown: pd.DataFrame, constants: pd.DataFrame) -> Non
 
     Parameters
     ----------
-    shown, constants : rows with `method`, `value`, `ci_low` and `ci_high`.
+    shown, constants: rows with `method`, `value`, `ci_low` and `ci_high`.
     """
     bottom, top = shown.ci_low.fillna(shown.value).min(), shown.ci_high.fillna(shown.value).max()
     span, below = max(top - bottom, 0.02), []

@@ -20,7 +20,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pandas as pd
 
-from ..core.store import Store, provenance, read_lines
+from ..core.store import Store
+from ..core.provenance import provenance
+from ..core.records import read_lines
 from .claims import pooled_contrast
 from .plans import Plan, compute_all, grid
 from .profiles import find_profile
@@ -113,7 +115,7 @@ class Opened:
         figure = draw(self.frame, self.verdict)
         return str(save_artefact(self.folder, self.records, self.frame, figure, self.made) / "figure.png")
 
-
+# %% ../../nbs/experiments/14_reproduce.ipynb #cd5236ca2
 def open_artefact(
     plan: Plan, profile: str = "world", seeds: int = 0, store: str = "build/by_hand", output: str = "", began: float = 0.0,
     overrides: Mapping[str, Any] | None = None,
@@ -123,22 +125,22 @@ def open_artefact(
     Parameters
     ----------
     seeds: how many; the profile's if 0.
-    store: folder of the store.
-    output: where the artefact is written; `build/figures/<name>/<profile>` if empty.
+    store: folder of the store, in the checkout or anywhere.
+    output: where the artefact is written; `build/figures/<name>/<profile>` of the checkout if empty.
     began: when a batch began, in seconds since 1970; 0 if the notebook was opened by hand.
     overrides: entries of the profile.
     """
-    changed, name, runs = dict(overrides or {}), plan.name, Store(store)
-    committed = checkout() / "figures" / name / profile / "runs.jsonl"
+    changed, name, root = dict(overrides or {}), plan.name, checkout()
+    runs, committed = Store(root / store), root / "figures" / name / profile / "runs.jsonl"
     if not began and committed.exists():
         print(f"{runs.import_lines(committed)} committed runs taken over")
     records = compute_all(grid(plan, profile, seeds or None, **changed), runs)
     command = ["kdnotes", "reproduce", "--only", name, "--profile", profile, *(["--seeds", str(seeds)] if seeds else [])]
     command += [word for key, value in changed.items() for word in ("--set", f"{key}={json.dumps(value)}")]
-    folder = Path(output or f"build/figures/{name}/{profile}")
+    folder = root / (output or f"build/figures/{name}/{profile}")
     return Opened(plan, records, *tabulate(plan, profile, records), folder, origin(plan, records, began or time.time(), command))
 
-
+# %% ../../nbs/experiments/14_reproduce.ipynb #c7a136511
 def origin(plan: Plan, records: list[dict], start: float, command: list[str]) -> dict:
     """The provenance of an artefact: versions, seeds, data and teachers with their sha256, device, start, seconds."""
     specs = [record["spec"] for record in records]
@@ -176,10 +178,10 @@ def open_store(out: Path, resume: bool, say: Callable[[str], None] = print) -> S
         say(f"starting from an empty store; the one that was there is now {aside.name} (--resume would have continued it)")
     return Store(path)
 
-
+# %% ../../nbs/experiments/14_reproduce.ipynb #c868dfb21
 def reproduce(
-    artefacts: Mapping[str, Artefact], only: list[str] | None = None, profile: str = "world", seeds: int | None = None, out: str | Path = "build",
-    resume: bool = False, say: Callable[[str], None] = print, progress: bool = False, **overrides,
+    artefacts: Mapping[str, Artefact], only: list[str] | None = None, profile: str = "world", seeds: int | None = None,
+    out: str | Path = "build", resume: bool = False, say: Callable[[str], None] = print, progress: bool = False, **overrides: Any,
 ) -> list[Path]:  # fmt: skip
     """Compute artefacts into `out`, draw them, print them beside the committed ones, and return their folders.
 
@@ -206,25 +208,28 @@ def reproduce(
     specs = {name: grid(artefacts[name].plan, profile, seeds, **overrides) for name in names}
     check_writable(out)
     store = open_store(out, resume, say)
-    for name in artefacts:  # of all: artefacts share runs
-        committed = root / "figures" / name / profile / "runs.jsonl"
-        if resume and committed.exists():
+    for name in artefacts if resume else ():  # of all: artefacts share runs
+        if (committed := root / "figures" / name / profile / "runs.jsonl").exists():
             say(f"{store.import_lines(committed)} committed runs of {name} taken over")
     unique = {json.dumps(spec, sort_keys=True): spec for name in names for spec in specs[name]}
     compute_all(list(unique.values()), store, say, progress)
-    folders = []
-    for name in names:
-        say(f"drawing {name}")
-        folders.append(folder := out / "figures" / name / profile)
-        where = dict(store=str(store.path.resolve()), output=str(folder.resolve()), began=start)
-        given = dict(profile=profile, seeds=seeds or 0, overrides=overrides, **where)
-        execute(name, given, out / "notebooks" / f"{name}_{profile}.ipynb", root / "nbs" / "figures")
-        say(beside(folder, root / "figures" / name / profile))
+    given = dict(profile=profile, seeds=seeds or 0, overrides=overrides, store=str(store.path.resolve()), began=start)
+    folders = [_draw(name, given, out, root, say) for name in names]
     say(f"done in {time.time() - start:.0f} s; open:")
     for folder in folders:
         notebook = out / "notebooks" / f"{folder.parent.name}_{profile}.ipynb"
         say("\n".join(f"  {path}" for path in (folder / "figure.png", folder / "table.csv", notebook)))
     return folders
+
+# %% ../../nbs/experiments/14_reproduce.ipynb #c2d58d01d
+def _draw(name: str, given: dict, out: Path, root: Path, say: Callable[[str], None]) -> Path:
+    """Run an artefact's notebook, print its table beside the committed one, and return its folder."""
+    say(f"drawing {name}")
+    profile = given["profile"]
+    folder, notebook = out / "figures" / name / profile, out / "notebooks" / f"{name}_{profile}.ipynb"
+    execute(name, given | dict(output=str(folder.resolve())), notebook, root / "nbs" / "figures")
+    say(beside(folder, root / "figures" / name / profile))
+    return folder
 
 # %% ../../nbs/experiments/14_reproduce.ipynb #cell-021b
 def check_writable(folder: Path) -> None:

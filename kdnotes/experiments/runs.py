@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['encoder_folder', 'teacher_spec', 'teacher_folder', 'load', 'load_sources', 'run', 'run_spec', 'checkpoints',
-           'compute', 'weights_sha256', 'load_teacher', 'completed_settings']
+           'compute', 'make', 'load_teacher', 'report', 'weights_sha256', 'completed_settings']
 
 # %% ../../nbs/experiments/04_runs.ipynb #cell-003
 import json
@@ -12,14 +12,16 @@ import shutil
 import time
 from functools import lru_cache
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers import AutoModel, PreTrainedModel, set_seed
 
 from ..core.metrics import score
-from ..core.store import Store, address, pack, pack_sequences, refuse_several
+from ..core.records import address, pack, pack_sequences
+from ..core.store import Store, refuse_several
 from ..data.loading import load_task
-from ..data.tasks import common_labels, task
+from ..data.tasks import Task, common_labels, task
 from .specs import make_spec
 from .specs import overrides as overrides_of
 from .world_encoder import world_encoder
@@ -28,6 +30,9 @@ from ..methods import distill, find_method, fine_tune
 from ..models.cost import measure
 from ..models.encoders import HEADS, find_encoder, load_tokenizer
 from ..models.rows import encode, gold_labels, predict, predicted_labels
+
+if TYPE_CHECKING:
+    from datasets import Dataset, DatasetDict
 
 # %% ../../nbs/experiments/04_runs.ipynb #cafe3d96e
 def encoder_folder(spec: dict, store: Store, progress: bool = False) -> str:
@@ -48,7 +53,7 @@ def teacher_spec(spec: dict) -> dict:
 def teacher_folder(spec: dict, store: Store, progress: bool = False) -> Path:
     """The folder of the fine-tuned teacher of a run, made on first use."""
 
-    def build(folder: Path):
+    def build(folder: Path) -> None:
         this, data = task(spec["task"]), load(spec)
         rows = data["train"].select(range(min(spec["teacher_rows"], len(data["train"]))))
         encoder, batch = encoder_folder(spec, store, progress), spec["teacher_batch"]
@@ -66,19 +71,19 @@ def teacher_folder(spec: dict, store: Store, progress: bool = False) -> Path:
 
     return store.folder(teacher_spec(spec), build)
 
-
-def load(spec: dict):
+# %% ../../nbs/experiments/04_runs.ipynb #c79b5e817
+def load(spec: dict) -> "DatasetDict":
     """The splits of a run's task: `train`, `select` and `report`; a scarce budget is drawn by the run's seed."""
     drawn = (spec["budget"], spec["seed"]) if "budget" in spec else ()
     return _load(spec["task"], spec["source"], spec["domain"], spec["data"], *drawn)
 
 
 @lru_cache(maxsize=8)
-def _load(name: str, source: str, domain: str, data: str, budget: int | None = None, seed: int = 0):
+def _load(name: str, source: str, domain: str, data: str, budget: int | None = None, seed: int = 0) -> "DatasetDict":
     return load_task(name, source, domains=[domain] if domain else None, budget=budget, seed=seed)
 
 # %% ../../nbs/experiments/04_runs.ipynb #b81d2f05
-def _in_columns_of(this, rows, other):
+def _in_columns_of(this: Task, rows: "Dataset", other: Task) -> "Dataset":
     """Rows of another task with this task's column names and label ids."""
     from datasets import Dataset
 
@@ -87,7 +92,7 @@ def _in_columns_of(this, rows, other):
     return Dataset.from_dict(columns | {this.label: [ids[i] for i in rows[other.label]]})
 
 
-def load_sources(spec: dict):
+def load_sources(spec: dict) -> "Dataset | None":
     """The training rows of a run's sources in the columns of its task, with a column `domain`; None if there are none."""
     if "sources" not in spec:
         return None
@@ -103,7 +108,7 @@ def load_sources(spec: dict):
 
 # %% ../../nbs/experiments/04_runs.ipynb #cell-020
 def run(method: str, task_name: str, seed: int = 0, profile: str = "world", *, store: Store | str = "build/store",
-        progress: bool = False, **overrides) -> dict:  # fmt: skip
+        progress: bool = False, **overrides: Any) -> dict:  # fmt: skip
     """The record of one run, found in the store or computed and stored.
 
     Parameters
@@ -140,61 +145,70 @@ def checkpoints(spec: dict, store: Store) -> Path:
 def compute(spec: dict, store: Store, progress: bool = False) -> dict:
     """Train the student of a spec, predict its report rows, measure its cost."""
     with threads(1 if spec["source"] == "world" else torch.get_num_threads()):
-        return _compute(spec, store, progress)
+        start, folder = time.perf_counter(), teacher_folder(spec, store, progress)
+        teacher = load_teacher(str(folder), task(spec["task"]).kind)
+        student = make(spec, store, folder, teacher, progress)
+        return report(spec, student, teacher, folder) | dict(
+            seconds=round(time.perf_counter() - start, 2),
+            environment=dict(torch=torch.__version__.split("+")[0], threads=torch.get_num_threads()),
+        )
 
-
-def _compute(spec: dict, store: Store, progress: bool) -> dict:
-    start, this = time.perf_counter(), task(spec["task"])
-    method, settings = find_method(spec["method"]), completed_settings(spec, store, progress)
-    folder = teacher_folder(spec, store, progress)
-    teacher, tokenizer = load_teacher(str(folder), this.kind), load_tokenizer(str(folder))
+# %% ../../nbs/experiments/04_runs.ipynb #cded0a7c5
+def make(spec: dict, store: Store, folder: Path, teacher: PreTrainedModel, progress: bool = False) -> PreTrainedModel:
+    """The student of a spec, from the teacher in `folder`."""
+    this, data, settings = task(spec["task"]), load(spec), completed_settings(spec, store, progress)
     set_seed(spec["seed"])  # a masked-language-model checkpoint has no pooler: loading draws one
     encoder = AutoModel.from_pretrained(encoder_folder(spec, store), use_safetensors=True)
-    data = load(spec)
     rows = data["train"].select(range(min(spec["rows"], len(data["train"]))))
-    student = distill(
+    return distill(
         teacher, rows, data["select"], spec["method"], text=this.text, label=this.label, labels=this.labels, kind=this.kind,
-        tokenizer=tokenizer, encoder=encoder, metric=this.metrics[0], max_length=spec["max_length"],
+        tokenizer=load_tokenizer(str(folder)), encoder=encoder, metric=this.metrics[0], max_length=spec["max_length"],
         seed=spec["seed"], epochs=spec["epochs"], lr=spec["lr"], batch_size=spec["batch_size"], bf16=spec["bf16"], card=False,
         folder=checkpoints(spec, store), cache=store, progress=progress,
         evaluations=spec.get("evaluations", 1), source=load_sources(spec),
         target=spec["domain"] or spec["task"], **settings,
     )  # fmt: skip
-    n_train = spec["teacher_rows"] if method.role == "teacher" else spec["rows"]
-    report = encode(data["report"], tokenizer, this.text, this.label, spec["max_length"], this.kind)
-    gold, said = gold_labels(report), predicted_labels(predict(student, report, tokenizer))
-    packer = pack_sequences if this.kind == "tokens" else pack
-    return dict(
-        seconds=round(time.perf_counter() - start, 2), device=spec["device"],
-        metrics={metric: score(metric, gold, said, this.labels) for metric in this.metrics},
-        cost=_cost(student, teacher, shared=bool(spec["domain"])) if method.role != "majority" else {},
-        n_train=min(n_train, len(data["train"])), n_report=len(report), predictions=packer(said), labels=packer(gold),
-        note="", details=getattr(student, "details", {}), teacher_sha256=weights_sha256(folder),
-        environment=dict(torch=torch.__version__.split("+")[0], threads=torch.get_num_threads()),
-    )  # fmt: skip
-
-
-_COSTS: dict[tuple, dict] = {}
-
-
-def _cost(student, teacher, shared: bool) -> dict:
-    """The cost of a student; with `shared`, measured once in a process for all students and teachers of equal shapes."""
-    shape = lambda model: (type(model), tuple((name, w.shape, w.dtype) for name, w in model.state_dict().items()))  # noqa: E731
-    key = (shape(student), shape(teacher)) if shared else ()
-    if not shared or not _COSTS.get(key):
-        _COSTS[key] = measure(student, teacher)
-    return _COSTS[key]
-
-
-def weights_sha256(folder: Path) -> str:
-    """SHA-256 of a stored model's weights, from the list of files that the store keeps with it."""
-    return json.loads((folder / "complete.json").read_text())["model.safetensors"]["sha256"]
 
 
 @lru_cache(maxsize=2)
 def load_teacher(folder: str, kind: str) -> PreTrainedModel:
     """A stored teacher, kept in memory between runs."""
     return HEADS[kind].from_pretrained(folder, use_safetensors=True).eval()
+
+# %% ../../nbs/experiments/04_runs.ipynb #c7c9d380f
+def report(spec: dict, student: PreTrainedModel, teacher: PreTrainedModel, folder: Path) -> dict:
+    """What a record holds of a finished student: scores, predictions and labels of the report rows, cost, origin."""
+    this, data, method = task(spec["task"]), load(spec), find_method(spec["method"])
+    tokenizer, n_train = load_tokenizer(str(folder)), spec["teacher_rows"] if method.role == "teacher" else spec["rows"]
+    rows = encode(data["report"], tokenizer, this.text, this.label, spec["max_length"], this.kind)
+    gold, said = gold_labels(rows), predicted_labels(predict(student, rows, tokenizer))
+    packer = pack_sequences if this.kind == "tokens" else pack
+    return dict(
+        device=spec["device"], metrics={metric: score(metric, gold, said, this.labels) for metric in this.metrics},
+        cost=_cost(student, teacher, shared=bool(spec["domain"])) if method.role != "majority" else {},
+        n_train=min(n_train, len(data["train"])), n_report=len(rows), predictions=packer(said), labels=packer(gold),
+        note="", details=getattr(student, "details", {}), teacher_sha256=weights_sha256(folder),
+    )  # fmt: skip
+
+
+_COSTS: dict[tuple, dict] = {}
+
+
+def _cost(student: PreTrainedModel, teacher: PreTrainedModel, shared: bool) -> dict:
+    """The cost of a student; with `shared`, measured once in a process for all students and teachers of equal shapes."""
+    key = (_shape(student), _shape(teacher)) if shared else ()
+    if not shared or not _COSTS.get(key):
+        _COSTS[key] = measure(student, teacher)
+    return _COSTS[key]
+
+
+def _shape(model: PreTrainedModel) -> tuple:
+    return type(model), tuple((name, weight.shape, weight.dtype) for name, weight in model.state_dict().items())
+
+
+def weights_sha256(folder: Path) -> str:
+    """SHA-256 of a stored model's weights, from the list of files that the store keeps with it."""
+    return json.loads((folder / "complete.json").read_text())["model.safetensors"]["sha256"]
 
 # %% ../../nbs/experiments/04_runs.ipynb #cell-geno
 def completed_settings(spec: dict, store: Store, progress: bool = False) -> dict:

@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 
 from ..core.metrics import METRICS, Interval, interval, kept, replicates
-from ..core.store import unpack
+from ..core.records import unpack
 from ..data.tasks import Task, task
 from ..learning.registry import ROLES, describe, with_role
 
@@ -69,7 +69,8 @@ def group(records: Iterable[dict]) -> dict[Key, Group]:
 
     Raises
     ------
-    ValueError : the same seed twice, or two runs on one task and domain with different report labels.
+    ValueError
+        The same seed twice, or two runs on one task and domain with different report labels.
     """
     gathered: dict[Key, list[dict]] = {}
     for record in sorted(records, key=lambda record: record["spec"]["seed"]):
@@ -118,15 +119,16 @@ def table(
 
     Parameters
     ----------
-    records : run records; those of other tasks or methods are left out.
-    tasks : tasks in the order of rows, by name or as `Task`; each one's metrics are reported, the headline first.
-    methods : methods in the order of rows; by default as they come, references first.
-    baseline : the method that `delta` is taken to, in the same setting, in the first parts of it, or in the plain one.
-    published : values from the paper, by (method, task, domain, setting, metric).
+    records: run records; those of other tasks or methods are left out.
+    tasks: tasks in the order of rows, by name or as `Task`; each one's metrics are reported, the headline first.
+    methods: methods in the order of rows; by default as they come, references first.
+    baseline: the method that `delta` is taken to, in the same setting, in the first parts of it, or in the plain one.
+    published: values from the paper, by (method, task, domain, setting, metric).
 
     Raises
     ------
-    ValueError : inconsistent records (see `group`), or a record of another profile.
+    ValueError
+        Inconsistent records (see `group`), or a record of another profile.
     """
     groups = group(records)
     for key, found in groups.items():
@@ -143,9 +145,9 @@ def table(
         row.update(artefact=artefact, profile=profile, published=(published or {}).get(tuple(row[c] for c in ABOUT)))
     return _typed(pd.DataFrame(rows, columns=COLUMNS))
 
-
+# %% ../../nbs/experiments/06_tables.ipynb #cf4928f97
 def _rows(key: Key, groups: dict[Key, Group], one: Task, baseline: str) -> list[dict]:
-    def draws(key, metric):
+    def draws(key: Key | None, metric: str) -> np.ndarray | None:
         return None if key is None else replicates(metric, groups[key].labels, groups[key].predictions, one.labels)
 
     common, rows = {**key._asdict(), **_shared(groups[key].records)}, []
@@ -190,7 +192,7 @@ def _in_role(role: str, key: Key, groups: Mapping[Key, Group]) -> Key | None:
 def _reference_first(method: str) -> tuple[int, str]:
     return list(ROLES).index(describe(method).role), method
 
-
+# %% ../../nbs/experiments/06_tables.ipynb #c5b64bd99
 def _columns(found: Interval, *names: str) -> dict[str, float]:
     return dict(zip(names, found))
 

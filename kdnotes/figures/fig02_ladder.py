@@ -54,12 +54,13 @@ def draw(frame: pd.DataFrame, subtitle: str = "") -> "Figure":
 
     Parameters
     ----------
-    frame : a table with the methods `teacher` and `ladder`, whose settings are the rungs in order.
-    subtitle : a further line under the title.
+    frame: a table with the methods `teacher` and `ladder`, whose settings are the rungs in order.
+    subtitle: a further line under the title.
 
     Raises
     ------
-    ValueError : no rung has a latency.
+    ValueError
+        No rung has a latency.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure

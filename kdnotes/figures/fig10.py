@@ -21,7 +21,7 @@ from ..experiments.world_encoder import untrained_encoder, world_tokenizer
 from ..l2a.loop import Loop, play_round
 from ..l2a.loop import Plan as LoopPlan
 from ..l2a.sizes import SIZES, passes, targets
-from ..learning.knowledge import Problem
+from ..learning.problem import Problem
 from ..models.encoders import find_encoder, load_tokenizer, make_student
 from ..models.rows import encode
 
@@ -125,8 +125,8 @@ def draw(frame: pd.DataFrame, subtitle: str = "") -> "Figure":
 
     Parameters
     ----------
-    frame : a table; its profile says what is drawn.
-    subtitle : unused: a drawing has no verdict.
+    frame: a table; its profile says what is drawn.
+    subtitle: unused: a drawing has no verdict.
     """
     loop = loop_of(frame.profile.iloc[0])
     parts = run_l2a(loop)

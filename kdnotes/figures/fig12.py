@@ -58,12 +58,13 @@ def draw(frame: pd.DataFrame, subtitle: str = "", setting: str = "n=64") -> "Fig
 
     Parameters
     ----------
-    frame : a table over targets; the majority class becomes a line, and fewer seeds than the others have are named.
-    subtitle : a further line under the title, such as the verdict of `pooled_contrast`.
+    frame: a table over targets; the majority class becomes a line, and fewer seeds than the others have are named.
+    subtitle: a further line under the title, such as the verdict of `pooled_contrast`.
 
     Raises
     ------
-    ValueError : no row has this setting.
+    ValueError
+        No row has this setting.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure

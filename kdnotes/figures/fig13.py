@@ -16,9 +16,9 @@ from ..experiments.plots import COLOURS, header, style
 from ..experiments.profiles import Profile
 from ..experiments.tables import accuracies
 from ..l2a.sizes import LOOP, SIZES, passes, targets
-from ..learning.registry import describe
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 # %% ../../nbs/figures/fig13.ipynb #c7e244c64
@@ -27,14 +27,11 @@ METHODS = ("majority", "teacher", "undistilled", "kd", "kd_fixed_aug", "kd_sourc
 COUNTS = (16, 64, 256, 1024, 0)  # labelled rows of the target; 0 for all
 
 
-def given_teacher(size: Profile, method: str, n: int) -> dict:
+def given_teacher(size: Profile, n: int) -> dict:
     """How the given teacher learns where four fast epochs would make a poor one of so many rows."""
     if size.source != "world" or n in (16, 64):
         return {}
-    if n == 256:
-        return dict(teacher_steps=300)
-    refined = dict(refine_lr=4e-4) if describe(method).reads_source else {}
-    return dict(teacher_epochs=12, teacher_lr=4e-4) | refined
+    return dict(teacher_steps=300) if n == 256 else dict(teacher_epochs=12, teacher_lr=4e-4, refine_lr=4e-4)
 
 
 def runs(size: Profile, seed: int) -> list[Run]:
@@ -42,8 +39,8 @@ def runs(size: Profile, seed: int) -> list[Run]:
     (domain, sources), planned = targets(size.source)["amazon"], []
     for method in METHODS:
         for n in COUNTS:
-            scarce = (dict(budget=n) if n else {}) | passes(size.source, n, size.batch_size) | given_teacher(size, method, n)
-            planned.append(Run(method, "amazon", domain, f"n={n}" if n else "", scarce, sources))
+            scarce = (dict(budget=n) if n else {}) | passes(size.source, n, size.batch_size)
+            planned.append(Run(method, "amazon", domain, f"n={n}" if n else "", scarce, sources, given_teacher(size, n)))
         if size.source == "world" and method in (STUDENT, "kd_source_mix"):
             scarce = dict(budget=64) | passes(size.source, 64, size.batch_size)
             planned.append(Run(method, "amazon", domain, "n=64, flat sources", scarce, with_random_labels(sources)))
@@ -75,17 +72,25 @@ def scarcity(frame: pd.DataFrame, method: str) -> pd.DataFrame:
     return rows.assign(at=rows.setting.str.extract(r"n=(\d+)")[0].astype(float).fillna(every)).sort_values("at")
 
 # %% ../../nbs/figures/fig13.ipynb #c1db86370
+def _label(ax: "Axes", mine: pd.DataFrame, title: str) -> None:
+    seeds = f" (seeds: {', '.join(map(str, mine.seeds))})" if mine.seeds.nunique() > 1 else ""
+    ax.set(title=title, xlabel=f"labelled rows of the target{seeds}", xscale="log")
+    ax.set_xticks(mine["at"], [f"{n:g}" if name else "\nall" for n, name in zip(mine["at"], mine.setting)])
+    ax.minorticks_off()
+
+# %% ../../nbs/figures/fig13.ipynb #c13c37e20
 def draw(frame: pd.DataFrame, subtitle: str = "") -> "Figure":
     """Draw accuracy, L2A's gain and its distance from the better teacher over the number of target rows.
 
     Parameters
     ----------
-    frame : a table with the settings `n=...`, its `delta` to `kd_fixed_aug`.
-    subtitle : a further line under the title.
+    frame: a table with the settings `n=...`, its `delta` to `kd_fixed_aug`.
+    subtitle: a further line under the title.
 
     Raises
     ------
-    ValueError : there is no sweep of `l2a` over rows.
+    ValueError
+        There is no sweep of `l2a` over rows.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -108,12 +113,9 @@ def draw(frame: pd.DataFrame, subtitle: str = "") -> "Figure":
         above = mine.set_index("at").value - pd.concat(teachers, axis=1).max(axis=1)
         right.plot(above.index, above, marker="o", ms=4, color=COLOURS["augmentation"])
         titles = (METRICS["accuracy"].title, "gain over kd_fixed_aug", "student above the better teacher")
-        seeds = f" (seeds: {', '.join(map(str, mine.seeds))})" if mine.seeds.nunique() > 1 else ""
         for ax, title in zip((left, middle, right), titles):
-            ax.set(title=title, xlabel=f"labelled rows of the target{seeds}", xscale="log")
-            ax.set_xticks(mine["at"], [f"{n:g}" if name else "\nall" for n, name in zip(mine["at"], mine.setting)])
-            ax.minorticks_off()
-            if ax is not left:
-                ax.axhline(0, lw=1, color=COLOURS["reference"])
+            _label(ax, mine, title)
+        for ax in (middle, right):
+            ax.axhline(0, lw=1, color=COLOURS["reference"])
         fig.legend(*left.get_legend_handles_labels(), loc="outside lower left", ncols=len(_CURVES))
     return fig

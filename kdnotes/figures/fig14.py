@@ -64,6 +64,16 @@ class MetaKD:
         return cls(encoder.eval(), MetaTeacher(full, len(this.domains)).eval(), follower, this)
 
 # %% ../../nbs/figures/fig14.ipynb #arch-16
+def _modules(objects: MetaKD) -> dict[str, torch.nn.Module]:
+    """What is watched while a batch goes through, by the title of its box."""
+    full, small, branch, follower = objects.teacher.model, objects.follower.student, objects.teacher.branch, objects.follower
+    return {
+        "teacher's encoder": full.base_model, "task head": full.classifier, "domain embedding E(d)": branch.embedding,
+        "domain corruption": branch, "domain classifier": branch.classify, "student's encoder": small.base_model,
+        "student's head": small.classifier, "map of embeddings": follower.map_embeddings, "map of states": follower.map_states,
+    }  # fmt: skip
+
+# %% ../../nbs/figures/fig14.ipynb #ca9687971
 def run_meta_kd(objects: MetaKD, rows: int = 8, length: int = 12) -> tuple[dict[str, Part], list[str]]:
     """Send a batch of random words through both stages: the boxes, and the names of the losses inside the student.
 
@@ -77,7 +87,7 @@ def run_meta_kd(objects: MetaKD, rows: int = 8, length: int = 12) -> tuple[dict[
     domain, label = torch.arange(rows) % count, torch.arange(rows) // count % classes
     inputs, found = dict(input_ids=ids, attention_mask=mask), {}
 
-    def both():
+    def both() -> None:
         theirs, ours = look_inside(teacher.model, **inputs), follower(**inputs)
         branch.classify(branch(theirs.hidden_states[-1], mask, domain))
         found.update(intermediate_losses(follower, ours, theirs, mask))
@@ -88,20 +98,8 @@ def run_meta_kd(objects: MetaKD, rows: int = 8, length: int = 12) -> tuple[dict[
         right = theirs.logits.softmax(-1)[range(rows), label].numpy()
         found.update(p=means, t=scores, expertise=domain_expertise(np.clip(scores, -1, 1), right))
 
-    full, small = teacher.model, follower.student
-    modules = {
-        "teacher's encoder": full.base_model,
-        "task head": full.classifier,
-        "domain embedding E(d)": branch.embedding,
-        "domain corruption": branch,
-        "domain classifier": branch.classify,
-        "student's encoder": small.base_model,
-        "student's head": small.classifier,
-        "map of embeddings": follower.map_embeddings,
-        "map of states": follower.map_states,
-    }
     with torch.no_grad():
-        parts = traced(modules, both)
+        parts = traced(_modules(objects), both)
     parts |= {
         "prototypes p": Part("domain, class, width", 0, found.pop("p").shape),
         "transfer scores t": Part("nearness to prototypes", 0, found.pop("t").shape),
@@ -132,7 +130,7 @@ _TEACHER = ("teacher's encoder", "task head")
 _STUDENT = ("student's encoder", "student's head", "map of embeddings", "map of states")
 _BRANCH = ("domain corruption", "domain embedding E(d)", "domain classifier")
 
-
+# %% ../../nbs/figures/fig14.ipynb #cc05beba1
 def _arrows(losses: list[str]) -> list[Arrow]:
     """What flows between the boxes, and the losses that compare two of them, by the names the code gives."""
     inside = {"embeddings": "map of embeddings", "hidden": "map of states", "attention": "student's encoder"}
@@ -162,8 +160,8 @@ def draw(frame: pd.DataFrame, subtitle: str = "") -> "Figure":
 
     Parameters
     ----------
-    frame : a table; its profile and first task say what is drawn.
-    subtitle : unused: a drawing has no verdict.
+    frame: a table; its profile and first task say what is drawn.
+    subtitle: unused: a drawing has no verdict.
     """
     objects = MetaKD.of(frame.profile.iloc[0], frame.task.iloc[0])
     parts, losses = run_meta_kd(objects, rows=2 * len(objects.task.domains) * len(objects.task.labels))

@@ -64,7 +64,7 @@ def sweep_of(rows: pd.DataFrame, name: str, default: float) -> pd.DataFrame:
 
     Parameters
     ----------
-    rows : headline rows of one method in one domain.
+    rows: headline rows of one method in one domain.
     """
     pattern = rf"{name}=([\d.]+)"
     at = rows.setting.str.fullmatch(pattern) | (rows.setting == "")
@@ -86,12 +86,13 @@ def draw(frame: pd.DataFrame, subtitle: str = "") -> "Figure":
 
     Parameters
     ----------
-    frame : a table with the settings `n=...` and `gamma_2=...` of `meta_distillation`, its `delta` to `single_tinybert_kd`.
-    subtitle : a further line under the title.
+    frame: a table with the settings `n=...` and `gamma_2=...` of `meta_distillation`, its `delta` to `single_tinybert_kd`.
+    subtitle: a further line under the title.
 
     Raises
     ------
-    ValueError : there is no sweep over rows.
+    ValueError
+        There is no sweep over rows.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure

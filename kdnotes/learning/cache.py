@@ -10,18 +10,24 @@ import json
 import logging
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..core.hashes import model_sha256, rows_sha256, words_sha256
 from ..core.store import Store, address
 
+if TYPE_CHECKING:
+    from datasets import Dataset
+
 _log = logging.getLogger(__name__)
 
 # %% ../../nbs/learning/05_cache.ipynb #cell-006
-def outputs_spec(what: str, model: PreTrainedModel, data, tokenizer, **settings) -> dict:
+def outputs_spec(
+    what: str, model: PreTrainedModel, data: "Dataset", tokenizer: PreTrainedTokenizerBase, **settings: Any
+) -> dict:  # fmt: skip
     """Everything that a teacher's outputs for encoded rows depend on.
 
     Parameters
@@ -61,8 +67,9 @@ FILE = "outputs.npy"
 
 
 def kept_outputs(
-    what: str, ask: Callable[[], np.ndarray], model: PreTrainedModel, data, tokenizer, store: Store | None, **settings
-) -> np.ndarray:
+    what: str, ask: Callable[[], np.ndarray], model: PreTrainedModel, data: "Dataset", tokenizer: PreTrainedTokenizerBase,
+    store: Store | None, **settings: Any,
+) -> np.ndarray:  # fmt: skip
     """A teacher's outputs for encoded rows: mapped from the store, or computed and kept there.
 
     Whether they were found, and if not why, is logged by `kdnotes.learning.cache` in one line.
@@ -83,7 +90,7 @@ def kept_outputs(
     spec = outputs_spec(what, model, data, tokenizer, **settings)
     missing, asked = why_missing(spec, store), []
 
-    def build(folder: Path):
+    def build(folder: Path) -> None:
         asked.append(missing)
         _log.info("teacher's %s of %d rows: miss, %s; computed once and kept", what, len(data), missing)
         np.save(folder / FILE, ask(), allow_pickle=False)

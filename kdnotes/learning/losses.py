@@ -37,7 +37,7 @@ def _match(what: str, student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]
 def _widen(x: Tensor) -> Tensor:
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
-
+# %% ../../nbs/learning/01_losses.ipynb #cc56aaff6
 def _keep(mask: Tensor | None, shape: tuple[int, ...], like: Tensor) -> Tensor:
     """`mask` as booleans on the device of `like` (no mask keeps all); a ValueError when it has not this `shape`."""
     if mask is None:
@@ -55,31 +55,26 @@ def cross_entropy(logits: Tensor, labels: Tensor, weights: Tensor | None = None)
 
     Parameters
     ----------
-    logits : `(batch, labels)`, or `(batch, seq, labels)` for a token task.
-    labels : label ids, `(batch,)` or `(batch, seq)`; -100 is not counted.
-    weights : one per example, `(batch,)`, >= 0; only their ratios matter. Each token takes its example's weight.
+    logits: `(batch, labels)`, or `(batch, seq, labels)` for a token task.
+    labels: label ids, `(batch,)` or `(batch, seq)`; -100 is not counted.
+    weights: one per example, `(batch,)`, >= 0; only their ratios matter. Each token takes its example's weight.
 
     Raises
     ------
     ValueError
-        When shapes do not fit, or a weight is negative.
+        Shapes do not fit, or a weight is negative.
     """
     if logits.ndim < 2 or labels.shape != logits.shape[:-1]:
-        raise ValueError(
-            f"labels: expected the shape of the logits {tuple(logits.shape)} without their last "
-            f"dimension, got {tuple(labels.shape)}"
-        )
+        raise ValueError(f"labels: expected the shape of the logits {tuple(logits.shape)} without their last "
+                         f"dimension, got {tuple(labels.shape)}")  # fmt: skip
     losses = F.cross_entropy(_widen(logits).movedim(-1, 1), labels, reduction="none", ignore_index=IGNORE)
     return _weighted_mean(losses, labels != IGNORE, weights)
 
 # %% ../../nbs/learning/01_losses.ipynb #cell-027
 def soft_cross_entropy(
-    student_logits: Tensor,
-    teacher_logits: Tensor,
-    temperature: float = 1.0,
-    weights: Tensor | None = None,
-    mask: Tensor | None = None,
-) -> Tensor:
+    student_logits: Tensor, teacher_logits: Tensor, temperature: float = 1.0,
+    weights: Tensor | None = None, mask: Tensor | None = None,
+) -> Tensor:  # fmt: skip
     """Mean cross-entropy between the softened distributions of teacher and student, times the squared temperature.
 
     The factor keeps the size of the gradient when the temperature changes; some papers omit it
@@ -87,15 +82,15 @@ def soft_cross_entropy(
 
     Parameters
     ----------
-    student_logits, teacher_logits : `(batch, labels)`, or `(batch, seq, labels)` for a token task.
-    temperature : divides both logits; > 0.
-    weights : one per example, `(batch,)`, >= 0; only their ratios matter.
-    mask : 1 for what counts, `(batch,)` or `(batch, seq)`.
+    student_logits, teacher_logits: `(batch, labels)`, or `(batch, seq, labels)` for a token task.
+    temperature: divides both logits; > 0.
+    weights: one per example, `(batch,)`, >= 0; only their ratios matter.
+    mask: 1 for what counts, `(batch,)` or `(batch, seq)`.
 
     Raises
     ------
     ValueError
-        When shapes do not fit, the temperature is not positive, or a weight is negative.
+        Shapes do not fit, the temperature is not positive, or a weight is negative.
     """
     if not 0 < temperature < float("inf"):
         raise ValueError(f"temperature: expected a number > 0, got {temperature}")
@@ -108,28 +103,24 @@ def soft_cross_entropy(
 
 # %% ../../nbs/learning/01_losses.ipynb #cell-032
 def kd_loss(
-    student_logits: Tensor,
-    teacher_logits: Tensor,
-    labels: Tensor,
-    alpha: float,
-    temperature: float,
+    student_logits: Tensor, teacher_logits: Tensor, labels: Tensor, alpha: float, temperature: float,
     weights: Tensor | None = None,
-) -> Tensor:
+) -> Tensor:  # fmt: skip
     """Weighted sum of the soft and the hard loss (Hinton et al. 2015).
 
     Parameters
     ----------
-    student_logits, teacher_logits : `(batch, labels)`, or `(batch, seq, labels)` for a token task.
-    labels : `(batch,)` or `(batch, seq)`. A token labelled -100 counts in neither term; an example labelled -100
+    student_logits, teacher_logits: `(batch, labels)`, or `(batch, seq, labels)` for a token task.
+    labels: `(batch,)` or `(batch, seq)`. A token labelled -100 counts in neither term; an example labelled -100
         has no label and still learns from the teacher.
-    alpha : share of the soft loss, in [0, 1].
-    temperature : of the soft loss, > 0.
-    weights : one per example, `(batch,)`, >= 0; only their ratios matter.
+    alpha: share of the soft loss, in [0, 1].
+    temperature: of the soft loss, > 0.
+    weights: one per example, `(batch,)`, >= 0; only their ratios matter.
 
     Raises
     ------
     ValueError
-        When shapes do not fit, alpha is outside [0, 1], or the temperature is not positive.
+        Shapes do not fit, alpha is outside [0, 1], or the temperature is not positive.
     """
     if not 0 <= alpha <= 1:
         raise ValueError(f"alpha: expected a number in [0, 1], got {alpha}")
@@ -143,30 +134,37 @@ def logits_mse(student_logits: Tensor, teacher_logits: Tensor, mask: Tensor | No
 
     Parameters
     ----------
-    student_logits, teacher_logits : `(batch, labels)` or `(batch, seq, labels)`; ValueError if their shapes differ.
-    mask : 1 for what counts, `(batch,)` or `(batch, seq)`.
+    student_logits, teacher_logits: `(batch, labels)` or `(batch, seq, labels)`.
+    mask: 1 for what counts, `(batch,)` or `(batch, seq)`.
+
+    Raises
+    ------
+    ValueError
+        Their shapes differ.
     """
     student, teacher = _match("logits", student_logits, teacher_logits)
     return _weighted_mean((student - teacher).square().mean(-1), _keep(mask, student.shape[:-1], student))
 
 # %% ../../nbs/learning/01_losses.ipynb #cell-040
 def hidden_mse(
-    student: Tensor,
-    teacher: Tensor,
-    mask: Tensor | None = None,
-    projection: Callable[[Tensor], Tensor] | None = None,
-    weights: Tensor | None = None,
-) -> Tensor:
+    student: Tensor, teacher: Tensor, mask: Tensor | None = None,
+    projection: Callable[[Tensor], Tensor] | None = None, weights: Tensor | None = None,
+) -> Tensor:  # fmt: skip
     """Mean squared difference of hidden states or embeddings over real tokens (TinyBERT, arXiv 1909.10351).
 
     Parameters
     ----------
-    student : `(batch, seq, student_hidden)`.
-    teacher : `(batch, seq, teacher_hidden)`.
-    mask : attention mask `(batch, seq)`, 1 for real tokens.
-    projection : maps the student's width to the teacher's, such as `torch.nn.Linear(312, 768, bias=False)`, and is
-        trained with the student; ValueError if the widths differ without it.
-    weights : one per example, `(batch,)`, >= 0; only their ratios matter. Each token takes its example's weight.
+    student: `(batch, seq, student_hidden)`.
+    teacher: `(batch, seq, teacher_hidden)`.
+    mask: attention mask `(batch, seq)`, 1 for real tokens.
+    projection: maps the student's width to the teacher's, such as `torch.nn.Linear(312, 768, bias=False)`; it is
+        trained with the student.
+    weights: one per example, `(batch,)`, >= 0; only their ratios matter. Each token takes its example's weight.
+
+    Raises
+    ------
+    ValueError
+        The widths differ and there is no projection, or a weight is negative.
     """
     student = student if projection is None else projection(student)
     student, teacher = _match("hidden states (a projection can change the student's width)", student, teacher)
@@ -178,8 +176,13 @@ def cosine_hidden(student: Tensor, teacher: Tensor, mask: Tensor | None = None) 
 
     Parameters
     ----------
-    student, teacher : `(batch, seq, hidden)`; ValueError if their shapes differ.
-    mask : attention mask `(batch, seq)`, 1 for real tokens.
+    student, teacher: `(batch, seq, hidden)`.
+    mask: attention mask `(batch, seq)`, 1 for real tokens.
+
+    Raises
+    ------
+    ValueError
+        Their shapes differ.
     """
     student, teacher = _match("hidden states", student, teacher)
     return _weighted_mean(1 - F.cosine_similarity(student, teacher, dim=-1), _keep(mask, student.shape[:-1], student))
@@ -190,8 +193,13 @@ def normalised_cls_mse(student_cls: Tensor, teacher_cls: Tensor) -> Tensor:
 
     Parameters
     ----------
-    student_cls, teacher_cls : `(batch, layers, hidden)`, the states of the student's layers and of the teacher's
-        layers matched with them; ValueError if their shapes differ.
+    student_cls, teacher_cls: `(batch, layers, hidden)`, the states of the student's layers and of the teacher's
+        layers matched with them.
+
+    Raises
+    ------
+    ValueError
+        Their shapes differ.
     """
     student, teacher = _match("[CLS] states", student_cls, teacher_cls)
     if student.ndim != 3:
@@ -204,13 +212,11 @@ def _match_heads(what: str, student: Tensor, teacher: Tensor) -> tuple[Tensor, T
     if student.ndim != 4 or student.shape[2] != student.shape[3]:
         raise ValueError(f"{what}: expected (batch, heads, seq, seq), got {tuple(student.shape)}")
     if teacher.ndim == 4 and student.shape[1] != teacher.shape[1]:
-        raise ValueError(
-            f"{what}: expected equal head counts, got student {student.shape[1]} and teacher "
-            f"{teacher.shape[1]} (shapes {tuple(student.shape)} and {tuple(teacher.shape)})"
-        )
+        raise ValueError(f"{what}: expected equal head counts, got student {student.shape[1]} and teacher "
+                         f"{teacher.shape[1]} (shapes {tuple(student.shape)} and {tuple(teacher.shape)})")  # fmt: skip
     return _match(what, student, teacher)
 
-
+# %% ../../nbs/learning/01_losses.ipynb #ce9de96fd
 def attention_score_mse(
     student_scores: Tensor, teacher_scores: Tensor, mask: Tensor | None = None, weights: Tensor | None = None
 ) -> Tensor:
@@ -218,9 +224,14 @@ def attention_score_mse(
 
     Parameters
     ----------
-    student_scores, teacher_scores : `(batch, heads, seq, seq)`; ValueError if the head counts differ.
-    mask : attention mask `(batch, seq)`, 1 for real tokens; queries and keys that are padding are left out.
-    weights : one per example, `(batch,)`, >= 0; only their ratios matter.
+    student_scores, teacher_scores: `(batch, heads, seq, seq)`.
+    mask: attention mask `(batch, seq)`, 1 for real tokens; queries and keys that are padding are left out.
+    weights: one per example, `(batch,)`, >= 0; only their ratios matter.
+
+    Raises
+    ------
+    ValueError
+        The head counts differ, or a weight is negative.
     """
     student, teacher = _match_heads("attention scores", student_scores, teacher_scores)
     keep = _keep(mask, (student.shape[0], student.shape[-1]), student)
@@ -234,9 +245,14 @@ def attention_kl(student_probs: Tensor, teacher_probs: Tensor, mask: Tensor | No
 
     Parameters
     ----------
-    student_probs, teacher_probs : attention after the softmax, `(batch, heads, seq, seq)`, each row summing to 1 over
-        the real keys and 0 elsewhere; ValueError if the head counts differ.
-    mask : attention mask `(batch, seq)`, 1 for real tokens.
+    student_probs, teacher_probs: attention after the softmax, `(batch, heads, seq, seq)`, each row summing to 1 over
+        the real keys and 0 elsewhere.
+    mask: attention mask `(batch, seq)`, 1 for real tokens.
+
+    Raises
+    ------
+    ValueError
+        The head counts differ.
     """
     student, teacher = _match_heads("attention probabilities", student_probs, teacher_probs)
     keep = _keep(mask, (student.shape[0], student.shape[-1]), student)
@@ -252,8 +268,13 @@ def value_relation(values: Tensor, mask: Tensor | None = None) -> Tensor:
 
     Parameters
     ----------
-    values : `(batch, heads, seq, head_width)`; ValueError for any other number of dimensions.
-    mask : attention mask `(batch, seq)`, 1 for real tokens; padded tokens get probability 0.
+    values: `(batch, heads, seq, head_width)`.
+    mask: attention mask `(batch, seq)`, 1 for real tokens; padded tokens get probability 0.
+
+    Raises
+    ------
+    ValueError
+        `values` has another number of dimensions.
     """
     if values.ndim != 4:
         raise ValueError(f"values: expected (batch, heads, seq, head_width), got {tuple(values.shape)}")
@@ -261,14 +282,18 @@ def value_relation(values: Tensor, mask: Tensor | None = None) -> Tensor:
     scores = _widen(values @ values.transpose(-1, -2)) / values.shape[-1] ** 0.5
     return scores.masked_fill(~keep[:, None, None, :], torch.finfo(scores.dtype).min).softmax(-1)
 
-
+# %% ../../nbs/learning/01_losses.ipynb #c87b99398
 def value_relation_kl(student_values: Tensor, teacher_values: Tensor, mask: Tensor | None = None) -> Tensor:
     """Mean divergence of the student's value relations from the teacher's (MiniLM, arXiv 2002.10957).
 
     Parameters
     ----------
-    student_values, teacher_values : `(batch, heads, seq, head_width)`, of any widths; ValueError if the head
-        counts differ.
-    mask : attention mask `(batch, seq)`, 1 for real tokens.
+    student_values, teacher_values: `(batch, heads, seq, head_width)`, of any widths.
+    mask: attention mask `(batch, seq)`, 1 for real tokens.
+
+    Raises
+    ------
+    ValueError
+        The head counts differ.
     """
     return attention_kl(value_relation(student_values, mask), value_relation(teacher_values, mask), mask)

@@ -16,6 +16,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import kdnotes
+
 # %% ../../nbs/learning/02_registry.ipynb #cf9e8bb5f
 FAMILIES = (
     "reference", "no distillation", "distillation", "recurrent student", "quantisation", "parameter sharing",
@@ -51,7 +53,7 @@ class Declaration:
     Raises
     ------
     ValueError
-        The family or the role is none.
+        There is no such family or role.
     """
 
     name: str
@@ -65,7 +67,7 @@ class Declaration:
     several_domains: bool = False
     teacher_tokenizer: bool = True
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for what, value, known in (("family", self.family, FAMILIES), ("role", self.role, ROLES)):
             if value not in known:
                 raise ValueError(f"{what}={value!r} of method {self.name!r} should be one of {', '.join(known)}")
@@ -111,7 +113,7 @@ def register_method(name: str, summary: str, *, first: Callable | None = None, *
     Raises
     ------
     ValueError
-        A family or role is none.
+        There is no such family or role.
     """
 
     def enter(fit: Callable) -> Callable:
@@ -134,7 +136,7 @@ def find_method(name: str) -> Method:
         raise ValueError(f"unknown method {name!r}, expected {' or '.join(close)}")
     return METHODS[name]
 
-
+# %% ../../nbs/learning/02_registry.ipynb #c6b548189
 def typed(name: str, value: Any, like: Any) -> Any:
     """`value` as the type of `like`, which a default of None leaves open.
 
@@ -149,7 +151,7 @@ def typed(name: str, value: Any, like: Any) -> Any:
         return float(value)
     raise ValueError(f"{name}={value!r} should be of type {type(like).__name__}, like {like!r}")
 
-
+# %% ../../nbs/learning/02_registry.ipynb #cffc200ee
 def check_settings(method: Method, settings: dict) -> dict:
     """All settings of a method: its defaults, replaced where `settings` says so.
 
@@ -184,10 +186,10 @@ def read_declarations(text: str) -> list[Declaration]:
 @cache
 def declared() -> dict[str, tuple[Declaration, ...]]:
     """The declarations in this package by the dotted name of their module, without importing any."""
-    root, found = Path(__file__).parents[1], {}
+    root, found = Path(kdnotes.__file__).parent, {}
     for path in sorted(root.rglob("*.py")):
         text = path.read_text()
-        if path != Path(__file__) and "register_method(" in text and (some := read_declarations(text)):
+        if "register_method(" in text and (some := read_declarations(text)):
             found[".".join(path.relative_to(root.parent).with_suffix("").parts)] = tuple(some)
     return found
 

@@ -13,8 +13,9 @@ from transformers import PreTrainedModel, set_seed
 
 from ..core.store import Store
 from ..learning.following import Follower, intermediate_losses
-from ..learning.knowledge import Problem, add_teacher_logits
+from ..learning.knowledge import add_teacher_logits
 from ..learning.losses import IGNORE, hidden_mse, soft_cross_entropy
+from ..learning.problem import Problem
 from ..learning.registry import register_method
 from .meta_teacher import DomainCorruption, meta_teacher, mix_teacher, mtl_teacher
 from .prototypes import all_rows, pool, scores_of

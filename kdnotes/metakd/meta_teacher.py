@@ -18,8 +18,8 @@ from transformers import PreTrainedModel, set_seed
 from transformers.modeling_outputs import ModelOutput, SequenceClassifierOutput
 
 from ..core.hashes import model_sha256, rows_sha256, words_sha256
-from ..learning.knowledge import Problem
 from ..learning.losses import cross_entropy
+from ..learning.problem import Problem
 from ..learning.registry import register_method
 from ..learning.training import train
 from .prototypes import Pool, normalised, pool, scores_of

@@ -12,7 +12,8 @@ import numpy as np
 from transformers import PreTrainedModel
 
 from ..core.store import Store
-from ..learning.knowledge import Problem, pooled_states
+from ..learning.knowledge import pooled_states
+from ..learning.problem import Problem
 
 # %% ../../nbs/metakd/02_prototypes.ipynb #cell-006
 @dataclass(frozen=True)

@@ -15,19 +15,33 @@ from transformers.modeling_outputs import ModelOutput
 
 # %% ../../nbs/models/03_attention.ipynb #cell-006
 class Attention(NamedTuple):
-    """What one attention layer computed for a batch."""
+    """What one attention layer computed for a batch.
 
-    scores: torch.Tensor  # (batch, heads, seq, seq), before the softmax and without the mask
-    probabilities: torch.Tensor  # (batch, heads, seq, seq), after the softmax
-    values: torch.Tensor  # (batch, heads, seq, head_width)
+    Attributes
+    ----------
+    scores: `(batch, heads, seq, seq)`, before the softmax and without the mask.
+    probabilities: `(batch, heads, seq, seq)`, after the softmax.
+    values: `(batch, heads, seq, head_width)`.
+    """
+
+    scores: torch.Tensor
+    probabilities: torch.Tensor
+    values: torch.Tensor
 
 
 class Inside(NamedTuple):
-    """Everything that one forward pass shows: its output, every layer's states and every layer's attention."""
+    """Everything that one forward pass shows: its output, every layer's states and every layer's attention.
+
+    Attributes
+    ----------
+    output: what the model's `forward` returned.
+    hidden_states: layers + 1 of `(batch, seq, hidden)`, the embedding layer first.
+    attentions: one per layer.
+    """
 
     output: ModelOutput
-    hidden_states: tuple[torch.Tensor, ...]  # layers + 1 of (batch, seq, hidden), the embedding layer first
-    attentions: list[Attention]  # one per layer
+    hidden_states: tuple[torch.Tensor, ...]
+    attentions: list[Attention]
 
     @property
     def logits(self) -> torch.Tensor:
@@ -38,7 +52,10 @@ class Inside(NamedTuple):
 _NAME = "kdnotes_noted"
 
 
-def _noted(module, query, key, value, attention_mask, scaling=None, dropout=0.0, **_):
+def _noted(
+    module: torch.nn.Module, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, attention_mask: torch.Tensor | None,
+    scaling: float | None = None, dropout: float = 0.0, **_,
+) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
     scores = query @ key.transpose(-1, -2) * (query.shape[-1] ** -0.5 if scaling is None else scaling)
     masked = scores if attention_mask is None else scores + attention_mask
     probabilities = masked.softmax(-1)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..core.store import write_atomic
 
@@ -20,7 +20,15 @@ LATENCY_LENGTH = 128  # tokens of the text that a card's latency is measured on
 
 @dataclass(frozen=True)
 class Card:
-    """What a student was made from, how good it is and what it costs; `str(card)` is for people."""
+    """What a student was made from, how good it is and what it costs; `str(card)` is for people.
+
+    Attributes
+    ----------
+    method, metric, split: how it was made, what was scored, and on which split of how many `rows`.
+    score, low, high: the student's, with its 95 % interval.
+    cost, teacher_cost: see `kdnotes.models.cost.measure`.
+    made: what it was made from: teacher, data, seed, settings, with checksums.
+    """
 
     method: str
     metric: str
@@ -32,7 +40,7 @@ class Card:
     teacher_score: float
     cost: dict
     teacher_cost: dict
-    made: dict  # what it was made from: teacher, data, seed, settings, with checksums
+    made: dict
 
     def __str__(self) -> str:
         size, teacher_size = self.cost["size_bytes"] / 1e6, self.teacher_cost["size_bytes"] / 1e6
@@ -47,7 +55,7 @@ class Card:
 PIPELINES = {"single": "text-classification", "pair": "text-classification", "tokens": "token-classification"}
 
 
-def _head(card, name: str) -> ModelCardData:
+def _head(card: Card, name: str) -> ModelCardData:
     task, data = PIPELINES[card.made["kind"]], card.made["data_name"] or "own data"
     result = EvalResult(
         task_type=task, dataset_type=data, dataset_name=data, dataset_split=card.split, metric_type=card.metric,
@@ -91,7 +99,17 @@ Latency is of one sequence of {length} tokens on a processor.{flatters}
 - Libraries: {libraries}
 """
 
+# %% ../../nbs/models/06_card.ipynb #ca2096ed4
+def _use(student: PreTrainedModel, name: str) -> str:
+    own = "import kdnotes.methods  # knows this kind of model\n" if type(student).__module__.startswith("kdnotes") else ""
+    pipeline = PIPELINES[student.card.made["kind"]]
+    return f'{own}from transformers import pipeline\n\nclassify = pipeline("{pipeline}", model="{name}")'
 
+
+def _listed(entries: dict) -> str:
+    return ", ".join(f"{k} {v}" for k, v in entries.items() if v is not None) or "none"
+
+# %% ../../nbs/models/06_card.ipynb #cf5f9d4fb
 def model_card(student: PreTrainedModel, name: str = "student") -> ModelCard:
     """The page that describes a student of `kdnotes.distill`: data, teacher, seed, numbers with intervals.
 
@@ -104,22 +122,21 @@ def model_card(student: PreTrainedModel, name: str = "student") -> ModelCard:
     if card is None:
         raise ValueError("this model has no card: make it by kdnotes.distill(..., card=True)")
     made = card.made
-    listed = lambda entries: ", ".join(f"{k} {v}" for k, v in entries.items() if v is not None) or "none"  # noqa: E731
-    own = "import kdnotes.methods  # knows this kind of model\n" if type(student).__module__.startswith("kdnotes") else ""
-    use = f'{own}from transformers import pipeline\n\nclassify = pipeline("{PIPELINES[made["kind"]]}", model="{name}")'
     text = _BODY.format(
-        name=name, card=card, made=made, use=use, labels=", ".join(made["labels"]), cost=card.cost, tcost=card.teacher_cost,
-        size=card.cost["size_bytes"] / 1e6, tsize=card.teacher_cost["size_bytes"] / 1e6, length=made["latency_length"],
-        low=made["teacher_interval"][0], high=made["teacher_interval"][1],
+        name=name, card=card, made=made, use=_use(student, name), labels=", ".join(made["labels"]),
+        cost=card.cost, tcost=card.teacher_cost, size=card.cost["size_bytes"] / 1e6, tsize=card.teacher_cost["size_bytes"] / 1e6,
+        length=made["latency_length"], low=made["teacher_interval"][0], high=made["teacher_interval"][1],
         data=made["data_name"] or "own data", seed=made["training"]["seed"],
         flatters=" *select* chose the weights, so its numbers flatter." if card.split == "select" else "",
-        training=listed({k: v for k, v in made["training"].items() if k not in ("seed", "progress")}),
-        settings=listed(made["settings"]), libraries=listed(made["libraries"]),
+        training=_listed({k: v for k, v in made["training"].items() if k not in ("seed", "progress")}),
+        settings=_listed(made["settings"]), libraries=_listed(made["libraries"]),
     )  # fmt: skip
     return ModelCard(f"---\n{_head(card, name).to_yaml()}\n---\n{text}")
 
 # %% ../../nbs/models/06_card.ipynb #cell-014
-def save_student(student: PreTrainedModel, tokenizer, folder: str | Path, name: str | None = None) -> Path:
+def save_student(
+    student: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: str | Path, name: str | None = None
+) -> Path:  # fmt: skip
     """Write a student, its tokenizer and its model card to a folder that `pipeline` and the hub can read.
 
     Parameters

@@ -10,6 +10,7 @@ import logging
 import math
 import statistics
 import time
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
@@ -31,8 +32,8 @@ def parameters(model: nn.Module) -> dict[str, int]:
 
     Returns
     -------
-    `params` : all of them, those packed inside int8 layers of `torch.ao` included.
-    `params_no_embeddings` : without the weights of every `nn.Embedding`, and so without an output layer tied to one.
+    params: all of them, those packed inside int8 layers of `torch.ao` included.
+    params_no_embeddings: without the weights of every `nn.Embedding`, and so without an output layer tied to one.
     """
     if counts := getattr(getattr(model, "config", None), "counts", None):  # an exported model wrote down its original's
         return dict(counts)
@@ -66,11 +67,11 @@ def stored_bytes(model: nn.Module) -> int:
             transformers_logging.enable_progress_bar()
 
 # %% ../../nbs/models/04_cost.ipynb #cell-027
-def _lstm_layer(tokens, input_weight, state_weight, *_, **__) -> int:
+def _lstm_layer(tokens: torch.Size, input_weight: torch.Size, state_weight: torch.Size, *_, **__) -> int:
     return 2 * math.prod(tokens[:-1]) * (math.prod(input_weight) + math.prod(state_weight))
 
 
-def _int8_linear(rows, *_, out_shape, **__) -> int:
+def _int8_linear(rows: torch.Size, *_, out_shape: torch.Size, **__) -> int:
     return 2 * math.prod(rows) * out_shape[-1]
 
 
@@ -86,9 +87,9 @@ def _inputs(model: nn.Module, length: int, batch: int) -> dict[str, torch.Tensor
     ids = torch.randint(getattr(config, "vocab_size", 2), (batch, length), generator=generator)
     return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
 
-
+# %% ../../nbs/models/04_cost.ipynb #cfe6272f6
 @contextmanager
-def _at_rest(model: nn.Module):
+def _at_rest(model: nn.Module) -> Iterator[None]:
     """The model on the CPU, in evaluation mode, without gradients; restored afterwards."""
     device = next((tensor.device for tensor in model.parameters()), torch.device("cpu"))
     training = {module: module.training for module in model.modules()}
@@ -110,11 +111,13 @@ def flops(model: nn.Module, length: int = 128, batch: int = 1) -> int:
 
     Parameters
     ----------
-    length : tokens per text; batch : texts.
+    length: tokens per text.
+    batch: texts.
 
     Raises
     ------
-    ValueError : the model cannot take texts of this length.
+    ValueError
+        The model cannot take texts of this length.
     """
     inputs = _inputs(model, length, batch)
     config = getattr(model, "config", None)
@@ -136,6 +139,7 @@ class Latency:
 
     @property
     def median_ms(self) -> float:
+        """The middle of the rounds."""
         return statistics.median(self.rounds_ms)
 
     @property
@@ -145,9 +149,6 @@ class Latency:
         return (high - low) / self.median_ms
 
 # %% ../../nbs/models/04_cost.ipynb #cell-046
-_BUSY = 0.1  # share of all processors beyond which others disturb a measurement
-
-
 def _times() -> tuple[int, int] | None:
     """Ticks of all processors since the start: spent at all, and spent idle."""
     try:
@@ -155,6 +156,9 @@ def _times() -> tuple[int, int] | None:
         return sum(ticks), ticks[3] + ticks[4]  # the fifth is idle too, waiting for a disk
     except (OSError, ValueError, IndexError):
         return None
+
+# %% ../../nbs/models/04_cost.ipynb #cd1dfbd8e
+_BUSY = 0.1  # share of all processors beyond which others disturb a measurement
 
 
 def _busy_share(seconds: float = 0.3) -> float | None:
@@ -165,6 +169,11 @@ def _busy_share(seconds: float = 0.3) -> float | None:
     if before is None or after is None or after[0] == before[0]:
         return None
     return 1 - (after[1] - before[1]) / (after[0] - before[0])
+
+
+def _warn_if_busy() -> None:
+    if (busy := _busy_share()) is not None and busy > _BUSY:
+        _log.warning("other work keeps %.0f %% of this machine busy: latencies come out too high", 100 * busy)
 
 # %% ../../nbs/models/04_cost.ipynb #cell-049
 _SHORTEST = 10  # milliseconds that one timing lasts at least
@@ -177,6 +186,11 @@ def _milliseconds(model: nn.Module, inputs: dict[str, torch.Tensor], calls: int)
     return (time.perf_counter() - start) * 1000 / calls
 
 
+def _calls_per_round(model: nn.Module, inputs: dict[str, torch.Tensor], warmup: int) -> int:
+    warm = [_milliseconds(model, inputs, 1) for _ in range(max(1, warmup))]
+    return math.ceil(_SHORTEST / min(_SHORTEST, warm[-1]))
+
+# %% ../../nbs/models/04_cost.ipynb #cbaa0b8d3
 def latency(
     models: dict[str, nn.Module], length: int = 128, batch: int = 1, threads: int = 2, rounds: int = 11, warmup: int = 2
 ) -> dict[str, Latency]:
@@ -184,9 +198,10 @@ def latency(
 
     Parameters
     ----------
-    models : by name; each is restored to its device and mode, and the number of threads too.
-    length : tokens per text; batch : texts.
-    warmup : passes that are not counted, at least one.
+    models: by name; each is restored to its device and mode, and the number of threads too.
+    length: tokens per text.
+    batch: texts.
+    warmup: passes that are not counted, at least one.
 
     Returns
     -------
@@ -194,21 +209,20 @@ def latency(
 
     Raises
     ------
-    ValueError : fewer than two rounds, or a model cannot take texts of this length.
+    ValueError
+        Fewer than two rounds, or a model cannot take texts of this length.
     """
     if rounds < 2 or threads < 1:
         raise ValueError(f"rounds is {rounds} and threads is {threads}, expected at least 2 and 1")
     inputs = {name: _inputs(model, length, batch) for name, model in models.items()}
-    if (busy := _busy_share()) is not None and busy > _BUSY:
-        _log.warning("other work keeps %.0f %% of this machine busy: latencies come out too high", 100 * busy)
+    _warn_if_busy()
     with ExitStack() as stack:
         stack.callback(torch.set_num_threads, torch.get_num_threads())
         torch.set_num_threads(threads)
         calls, times = {}, {name: [] for name in models}
         for name, model in models.items():
             stack.enter_context(_at_rest(model))
-            warm = [_milliseconds(model, inputs[name], 1) for _ in range(max(1, warmup))]
-            calls[name] = math.ceil(_SHORTEST / min(_SHORTEST, warm[-1]))
+            calls[name] = _calls_per_round(model, inputs[name], warmup)
         order = list(models)
         for _ in range(rounds):
             for name in order:
@@ -231,12 +245,17 @@ def measure(
 
     Returns
     -------
-    `params`, `params_no_embeddings`, `size_bytes`, `flops`, `latency_ms` (one forward pass on the CPU), `speedup`
-    (latency of the teacher / of the model, 1 for the teacher itself) and `speedup_bert` (the same of BERT-base).
+    params, params_no_embeddings: see `parameters`.
+    size_bytes: see `stored_bytes`.
+    flops: of one forward pass.
+    latency_ms: of one forward pass on the CPU.
+    speedup: latency of the teacher / of the model, 1 for the teacher itself.
+    speedup_bert: latency of the shape of BERT-base / of the model.
 
     Raises
     ------
-    ValueError : one of the models cannot take texts of this length.
+    ValueError
+        One of the models cannot take texts of this length.
     """
     models = {"model": model, "bert": bert_base_shape()}
     if teacher is not model:

@@ -8,13 +8,16 @@ __all__ = ['FILE', 'write_onnx', 'OnnxConfig', 'OnnxClassifier', 'to_onnx']
 # %% ../../nbs/models/05_export.ipynb #cell-003
 import contextlib
 import copy
+import importlib.util
 import inspect
 import io
 import logging
 import shutil
 import tempfile
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -30,10 +33,58 @@ from transformers.modeling_outputs import SequenceClassifierOutput
 from .cost import flops, parameters
 from .encoders import label_maps
 
+if TYPE_CHECKING:
+    from onnxruntime import InferenceSession
+
+# %% ../../nbs/models/05_export.ipynb #c08fd2e4c
+class _Logits(torch.nn.Module):
+    def __init__(self, model: PreTrainedModel) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor, token_type_ids: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        segments = {} if token_type_ids is None else dict(token_type_ids=token_type_ids)
+        return self.model(input_ids=input_ids, attention_mask=attention_mask, **segments).logits
+
+
+def _example(model: PreTrainedModel, length: int) -> dict[str, torch.Tensor]:
+    ids = torch.ones(2, length, dtype=torch.long)
+    inputs = dict(input_ids=ids, attention_mask=torch.ones_like(ids), token_type_ids=torch.zeros_like(ids))
+    taken = inspect.signature(model.forward).parameters
+    if "input_ids" in taken:  # else it takes whatever it is given
+        inputs = {name: value for name, value in inputs.items() if name in taken}
+    return inputs
+
+# %% ../../nbs/models/05_export.ipynb #c84f49738
+@contextlib.contextmanager
+def _silent_exporter() -> Iterator[None]:
+    chatter = logging.getLogger("torch.onnx")
+    before, chatter.level = chatter.level, logging.ERROR
+    try:
+        with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        chatter.level = before
+
+
+def _without_traces(file: Path) -> Path:
+    """The file without the exporter's notes at every node: they take more bytes than a small network's weights."""
+    import onnx
+
+    graph = onnx.load(file)
+    for part in (*graph.graph.node, *graph.graph.value_info, *graph.graph.input, *graph.graph.output, graph.graph):
+        del part.metadata_props[:]
+    onnx.save(graph, file)
+    return file
+
+# %% ../../nbs/models/05_export.ipynb #cc5fe6d62
+def _installed(package: str) -> bool:
+    return importlib.util.find_spec(package) is not None
+
 # %% ../../nbs/models/05_export.ipynb #cell-006
-FILE = "model.onnx"
-
-
 def write_onnx(model: PreTrainedModel, file: str | Path, length: int = 16) -> Path:
     """Write a classifier as an ONNX file that takes any batch size and length.
 
@@ -51,17 +102,10 @@ def write_onnx(model: PreTrainedModel, file: str | Path, length: int = 16) -> Pa
         if not _installed(package):
             raise ValueError(f"{package} is missing: pip install 'kdnotes[export]'")
     file, model = Path(file), copy.deepcopy(model).cpu().eval()
-    ids = torch.ones(2, length, dtype=torch.long)
-    inputs = dict(input_ids=ids, attention_mask=torch.ones_like(ids), token_type_ids=torch.zeros_like(ids))
-    taken = inspect.signature(model.forward).parameters
-    if "input_ids" in taken:  # else it takes whatever it is given
-        inputs = {name: value for name, value in inputs.items() if name in taken}
+    inputs = _example(model, length)
     free = {name: {0: torch.export.Dim("batch"), 1: torch.export.Dim("seq")} for name in inputs}
-    chatter, quiet = logging.getLogger("torch.onnx"), io.StringIO()
-    before, chatter.level = chatter.level, logging.ERROR
     try:
-        with contextlib.redirect_stdout(quiet), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with _silent_exporter():
             torch.onnx.export(
                 _Logits(model), (), str(file), kwargs=inputs, input_names=list(inputs), output_names=["logits"],
                 dynamic_shapes=free, dynamo=True, external_data=False, verbose=False,
@@ -69,65 +113,50 @@ def write_onnx(model: PreTrainedModel, file: str | Path, length: int = 16) -> Pa
     except Exception as error:
         reason = type(error.__cause__ or error).__name__
         raise ValueError(f"cannot write {type(model).__name__} as ONNX, its path may depend on the data ({reason})") from error
-    finally:
-        chatter.level = before
     return _without_traces(file)
 
-
-def _without_traces(file: Path) -> Path:
-    """The exporter notes at every node which line of Python it came from: more bytes than a small network's weights."""
-    import onnx
-
-    graph = onnx.load(file)
-    for part in (*graph.graph.node, *graph.graph.value_info, *graph.graph.input, *graph.graph.output, graph.graph):
-        del part.metadata_props[:]
-    onnx.save(graph, file)
-    return file
-
-
-class _Logits(torch.nn.Module):
-    def __init__(self, model):
-        super().__init__()
-        self.model = model
-
-    def forward(self, input_ids, attention_mask, token_type_ids=None):
-        segments = {} if token_type_ids is None else dict(token_type_ids=token_type_ids)
-        return self.model(input_ids=input_ids, attention_mask=attention_mask, **segments).logits
-
-
-def _installed(package: str) -> bool:
-    import importlib.util
-
-    return importlib.util.find_spec(package) is not None
-
-# %% ../../nbs/models/05_export.ipynb #cell-008
+# %% ../../nbs/models/05_export.ipynb #c7aff5ad8
 class OnnxConfig(PreTrainedConfig):
     """What there is to know about an exported classifier besides its file."""
 
     model_type = "kdnotes-onnx"
 
     def __init__(self, vocab_size: int = 1, max_position_embeddings: int = 512, kind: str = "single", threads: int = 2,
-                 counts: dict | None = None, flops: int = 0, flops_length: int = 128, **kwargs):  # fmt: skip
+                 counts: dict | None = None, flops: int = 0, flops_length: int = 128, **kwargs: Any) -> None:  # fmt: skip
         super().__init__(**kwargs)
         self.vocab_size, self.max_position_embeddings, self.kind = vocab_size, max_position_embeddings, kind
         self.threads, self.counts, self.flops, self.flops_length = threads, counts or {}, flops, flops_length
 
+# %% ../../nbs/models/05_export.ipynb #c200afd66
+FILE = "model.onnx"
 
+
+def _session(content: bytes, threads: int) -> "InferenceSession":
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads, options.log_severity_level = threads, 3
+    return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+
+# %% ../../nbs/models/05_export.ipynb #cell-008
 class OnnxClassifier(PreTrainedModel):
     """A classifier that ONNX Runtime computes on the processor; made by `to_onnx`, loaded by `from_pretrained`."""
 
     config_class = OnnxConfig
 
-    def __init__(self, config: OnnxConfig, file: str | Path | None = None):
+    def __init__(self, config: OnnxConfig, file: str | Path | None = None) -> None:
         super().__init__(config)
         self.content = Path(file).read_bytes() if file else b""
         self.session = _session(self.content, config.threads) if file else None
 
     @property
     def device(self) -> torch.device:
+        """The processor, always."""
         return torch.device("cpu")
 
-    def forward(self, input_ids, attention_mask=None, token_type_ids=None, **_):
+    def forward(
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None, token_type_ids: torch.Tensor | None = None, **_
+    ) -> SequenceClassifierOutput:
         """Logits as the original gave them, without gradients."""
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         types = torch.zeros_like(input_ids) if token_type_ids is None else token_type_ids
@@ -136,7 +165,7 @@ class OnnxClassifier(PreTrainedModel):
         inputs = {name: value.cpu().numpy().astype(np.int64) for name, value in given.items() if name in taken}
         return SequenceClassifierOutput(logits=torch.from_numpy(self.session.run(["logits"], inputs)[0]))
 
-    def save_pretrained(self, folder: str | Path, **_):
+    def save_pretrained(self, folder: str | Path, **_) -> None:
         """Write the ONNX file and the config."""
         Path(folder).mkdir(parents=True, exist_ok=True)
         (Path(folder) / FILE).write_bytes(self.content)
@@ -144,24 +173,28 @@ class OnnxClassifier(PreTrainedModel):
         self.config.save_pretrained(folder)
 
     @classmethod
-    def from_pretrained(cls, folder: str | Path, *_, config: OnnxConfig | None = None, **__):
+    def from_pretrained(cls, folder: str | Path, *_, config: OnnxConfig | None = None, **__) -> "OnnxClassifier":
         """Load what `save_pretrained` wrote, from a folder."""
         if not (Path(folder) / FILE).is_file():
             raise ValueError(f"{Path(folder).name} holds no {FILE}")
         return cls(config or OnnxConfig.from_pretrained(folder), Path(folder) / FILE)
 
-
-def _session(content: bytes, threads: int):
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads, options.log_severity_level = threads, 3
-    return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
-
-
+# %% ../../nbs/models/05_export.ipynb #c74912a67
 AutoConfig.register(OnnxConfig.model_type, OnnxConfig)
 AutoModelForSequenceClassification.register(OnnxConfig, OnnxClassifier)
 AutoModelForTokenClassification.register(OnnxConfig, OnnxClassifier)
+
+# %% ../../nbs/models/05_export.ipynb #cafd61232
+def _quantise(file: Path) -> None:
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+
+    small = file.with_name("int8.onnx")
+    logging.getLogger().addFilter(quiet := lambda record: "pre-processing" not in record.getMessage())
+    try:
+        quantize_dynamic(file, small, weight_type=QuantType.QInt8, per_channel=True)
+    finally:
+        logging.getLogger().removeFilter(quiet)
+    shutil.move(small, file)
 
 # %% ../../nbs/models/05_export.ipynb #cell-010
 def to_onnx(model: PreTrainedModel, int8: bool = False, kind: str = "single", threads: int = 2) -> OnnxClassifier:
@@ -188,12 +221,5 @@ def to_onnx(model: PreTrainedModel, int8: bool = False, kind: str = "single", th
     with tempfile.TemporaryDirectory() as folder:
         file = write_onnx(model, Path(folder) / FILE)
         if int8:
-            from onnxruntime.quantization import QuantType, quantize_dynamic
-
-            logging.getLogger().addFilter(quiet := lambda record: "pre-processing" not in record.getMessage())
-            try:
-                quantize_dynamic(file, Path(folder) / "int8.onnx", weight_type=QuantType.QInt8, per_channel=True)
-            finally:
-                logging.getLogger().removeFilter(quiet)
-            shutil.move(Path(folder) / "int8.onnx", file)
+            _quantise(file)
         return OnnxClassifier(config, file).eval()
