@@ -8,8 +8,7 @@ import shlex
 from kdnotes.cli import artefacts, read_settings
 from kdnotes.core.records import address
 from kdnotes.experiments.plans import grid
-from kdnotes.experiments.profiles import find_profile
-from kdnotes.experiments.specs import overrides
+from kdnotes.experiments.specs import find_profile, overrides
 
 
 def typed(value):  # Snakemake hands on every leaf of a dictionary as text
@@ -19,9 +18,8 @@ def typed(value):  # Snakemake hands on every leaf of a dictionary as text
 PROFILE, OUT = config.get("profile", "world"), config.get("out", "build")
 SEEDS = int(config.get("seeds", find_profile(PROFILE).seeds))
 SETTINGS = typed(config.get("settings", {}))  # entries of the profile: settings='{"rows": 500}'
-PLANS = {name: one.plan for name, one in artefacts().items()}
-NAMES = [name for name in str(config.get("only", "")).split(",") if name] or list(PLANS)
-GRIDS = {name: grid(PLANS[name], PROFILE, SEEDS, **SETTINGS) for name in NAMES}
+NAMES = [name for name in str(config.get("only", "")).split(",") if name] or list(artefacts())
+GRIDS = {name: grid(artefacts()[name].plan, PROFILE, SEEDS, **SETTINGS) for name in NAMES}
 SPECS = {address(spec): spec for specs in GRIDS.values() for spec in specs}
 
 

@@ -24,7 +24,7 @@ myst_heading_anchors = 3
 mathjax_path = "mathjax/tex-svg.js"
 mathjax3_config = {"options": {"enableMenu": False}}
 
-napoleon_use_ivar = True
+napoleon_custom_sections = [("Attributes", "params_style")]  # as a list, without looking for a link to each name
 autodoc_member_order = "bysource"
 autodoc_typehints_format = "short"
 python_use_unqualified_type_names = True

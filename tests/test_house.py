@@ -117,6 +117,7 @@ def test_an_import_inside_a_function_and_a_computed_one_are_seen(tmp_path, monke
 # --- names ------------------------------------------------------------------------------------------------------------
 
 NAMES = set(METHODS)
+ENCODERS = {"models/encoders.py": {"minilm"}}  # an encoder of that name, which is older than the method
 
 
 def compared_names(text: str) -> list[str]:
@@ -124,7 +125,9 @@ def compared_names(text: str) -> list[str]:
     found = []
     for node in ast.walk(ast.parse(text)):
         parts = []
-        if isinstance(node, ast.Compare):
+        if isinstance(node, ast.Compare) and not any(
+            ast.unparse(part).endswith("role") for part in (node.left, *node.comparators)
+        ):
             parts = [node.left, *node.comparators]
         elif isinstance(node, ast.Call) and called(node) in ("isin", "startswith", "endswith", "eq", "ne"):
             parts = node.args
@@ -149,13 +152,14 @@ def test_no_module_outside_a_methods_folder_compares_with_its_name(path):
     tree = ast.parse(path.read_text())
     plans = plan_functions(tree) if path.parent.name == "figures" else set()
     outside = [node for node in tree.body if getattr(node, "name", "") not in plans]
-    found = [name for node in outside for name in compared_names(ast.unparse(node))]
+    found = {name for node in outside for name in compared_names(ast.unparse(node))}
+    found -= ENCODERS.get(path.relative_to(PACKAGE).as_posix(), set())
     assert not found, f"{path.name} compares with {found}: let the method say it when it registers"
 
 
 def test_comparisons_with_names_are_seen():
-    text = "a == 'kd'\nb in ('teacher', 'x')\nc.isin(['l2a'])\nd['majority'] = 1\n"
-    assert compared_names(text) == ["kd", "teacher", "l2a"]
+    text = "a == 'kd'\nb in ('teacher', 'x')\nc.isin(['l2a'])\nd['majority'] = 1\ne.role == 'teacher'\n"
+    assert sorted(compared_names(text)) == ["kd", "l2a", "teacher"]
 
 
 @each([path for path in MODULES if path.relative_to(PACKAGE).parts[0] in ("methods", "experiments", "cli")])
@@ -218,6 +222,7 @@ def notebook(module: str, *cells: str) -> nbformat.NotebookNode:
     made = nbformat.v4.new_notebook(cells=[new(f"#| default_exp {module}"), *(new(f"#| export\n{cell}") for cell in cells)])
     made.cells[1:1] = [new(parameters, metadata=dict(tags=["parameters"]))]
     made.cells += [new(work), new("opened.save(draw)")]
+    made.metadata.kernelspec = dict(name="python3", display_name="python3", language="python")
     return made
 
 

@@ -15,25 +15,21 @@ from kdnotes.cli import artefacts
 from kdnotes.core.records import address
 from kdnotes.core.store import Store
 from kdnotes.data import worlds
+from kdnotes.data.reviews import ASPECTS
 from kdnotes.experiments import runs as experiments
 from kdnotes.experiments import specs
 from kdnotes.experiments.plans import grid
+from kdnotes.l2a import learning, rounds
 from kdnotes.l2a import loop as l2a
 from kdnotes.l2a.augment_policy import AugmentPolicy, group_rewards, policy_loss, sample_gains
-from kdnotes.l2a.generator import (
-    Generator,
-    Words,
-    chain,
-    chain_log_probs,
-    corrupt,
-    fit_generator,
-    reinforce,
-    row_keys,
-    transition,
-)
-from kdnotes.l2a.loop import Loop, Plan, folds, learn_to_augment, play_round
+from kdnotes.l2a.chain import chain, row_keys, transition
+from kdnotes.l2a.critic import chain_log_probs, reinforce
+from kdnotes.l2a.generator import Generator, Words, corrupt, fit_generator
+from kdnotes.l2a.learning import learn_to_augment
+from kdnotes.l2a.loop import Loop, LoopPlan, folds
+from kdnotes.l2a.rounds import play_round
 from kdnotes.l2a.source_teacher import source_teacher
-from kdnotes.l2a.student import ABLATIONS, fit_kd_fixed_aug, fit_kd_source_mix, fit_l2a, fit_teacher_l2a, same_steps
+from kdnotes.l2a.student import fit_kd_fixed_aug, fit_kd_source_mix, fit_l2a, fit_teacher_l2a, same_steps
 from kdnotes.learning.problem import Problem
 from kdnotes.methods import METHODS, distill
 from kdnotes.models.encoders import make_student, small_bert, word_tokenizer
@@ -45,6 +41,7 @@ WORLD = worlds.world("sentiment", domains=NAMES, noise=0.0)
 PAIRS = worlds.world("paraphrase", domains=NAMES, noise=0.0)
 TOKENIZER = word_tokenizer(sorted({*WORLD.vocabulary(), *PAIRS.vocabulary()}))
 SHAPE = dict(layers=1, width=16)
+ABLATIONS = ("l2a_no_critic", "l2a_no_selector", "l2a_fixed_generator", "l2a_no_source", "l2a_no_generator")
 QUICK = dict(warm=2, rounds=2, groups=2, group_rows=4, refine=1, learn=1, read=2, extra=8)
 
 
@@ -214,7 +211,7 @@ def test_chains_from_different_starts_end_in_the_same_distribution():
 def test_the_tables_learn_the_words_of_a_domain():
     given = problem(rows=48, source=100)
     made = fit_generator(given)
-    own = {name: set(worlds._ASPECTS[name].split()) for name in NAMES}
+    own = {name: set(ASPECTS[name].split()) for name in NAMES}
     for i, name in enumerate(NAMES):
         weights = {word: made.domain.weight[i, TOKENIZER.vocab[word]].item() for words in own.values() for word in words}
         others = np.mean([weights[word] for other in NAMES if other != name for word in own[other]])
@@ -335,53 +332,53 @@ class Killed(Exception):
 
 
 def test_a_loop_killed_and_resumed_ends_where_another_ends(tmp_path, monkeypatch):
-    plan = Plan(**QUICK | dict(rounds=5))
-    monkeypatch.setattr(l2a, "CHECKPOINT", 2)
+    plan = LoopPlan(**QUICK | dict(rounds=5))
+    monkeypatch.setattr(learning, "CHECKPOINT", 2)
     peace = learn_to_augment(problem(), plan, dict(layers=1), 0.9, 2.0)
-    true = l2a.play_round
+    true = learning.play_round
 
     def dies(loop):
         if loop.round == 3:
             raise Killed
         true(loop)
 
-    monkeypatch.setattr(l2a, "play_round", dies)
+    monkeypatch.setattr(learning, "play_round", dies)
     store = Store(tmp_path)
     with pytest.raises(Killed):
         learn_to_augment(problem(cache=store), plan, dict(layers=1), 0.9, 2.0)
     (place,) = tmp_path.glob("models/*.partial/loop.pt")
     assert torch.load(place, weights_only=True)["round"] == 2
-    monkeypatch.setattr(l2a, "play_round", true)
+    monkeypatch.setattr(learning, "play_round", true)
     again = learn_to_augment(problem(cache=store), plan, dict(layers=1), 0.9, 2.0)
     assert again.history == peace.history and again.pool == peace.pool and equal(again.teacher, peace.teacher)
     assert not list(tmp_path.glob("models/*/loop.pt"))
 
 
 def test_one_loop_for_the_teacher_and_the_student(tmp_path, monkeypatch):
-    store, made, true = Store(tmp_path), [], l2a.play_round
-    monkeypatch.setattr(l2a, "play_round", lambda loop: made.append(1) or true(loop))
+    store, made, true = Store(tmp_path), [], learning.play_round
+    monkeypatch.setattr(learning, "play_round", lambda loop: made.append(1) or true(loop))
     student = fit_l2a(problem(cache=store), **SHAPE, **QUICK)
     teacher = fit_teacher_l2a(problem(cache=store), **SHAPE, **QUICK)
     assert len(made) == 2 and not equal(teacher, problem().teacher)
     assert equal(student, fit_l2a(problem(), **SHAPE, **QUICK)) and student.details["history"] == teacher.details["history"]
     kinds = [json.loads(path.read_text())["kind"] for path in tmp_path.glob("models/*/spec.json")]
     assert sorted(kinds) == ["generator", "l2a", "source teacher"]
-    for fit, _ in ABLATIONS.values():
-        fit(problem(cache=store), **SHAPE, **QUICK)
+    for name in ABLATIONS:
+        METHODS[name].fit(problem(cache=store), **SHAPE, **QUICK)
     kinds = [json.loads(path.read_text())["kind"] for path in tmp_path.glob("models/*/spec.json")]
     assert kinds.count("generator") == 2 and kinds.count("l2a") == 1 + len(ABLATIONS)
 
 
 def test_each_part_that_is_taken_away_is_away(monkeypatch):
     given, starts = problem(), []
-    true = l2a.chain
-    monkeypatch.setattr(l2a, "chain", lambda g, batch, *rest: starts.append(batch["domain"]) or true(g, batch, *rest))
+    true = rounds.chain
+    monkeypatch.setattr(rounds, "chain", lambda g, batch, *rest: starts.append(batch["domain"]) or true(g, batch, *rest))
     fit_l2a(given, **SHAPE, **QUICK, cross_domain=False)
     assert not torch.cat(starts).any()
     starts.clear()
     made = fit_l2a(given, **SHAPE, **QUICK, generator=False).details["examples"]
     assert torch.cat(starts).all() and all(one["start"] == one["text"] for one in made)
-    loop = Loop(given, Plan(**QUICK | dict(critic=False)), dict(layers=1), 0.9, 2.0)
+    loop = Loop(given, LoopPlan(**QUICK | dict(critic=False)), dict(layers=1), 0.9, 2.0)
     before = [p.clone() for p in loop.critic.parameters()]
     play_round(loop)
     assert all(torch.equal(a, b) for a, b in zip(before, loop.critic.parameters()))
@@ -405,7 +402,7 @@ def test_below_a_hundred_rows_nobody_is_scored_on_what_it_learned():
 
 def test_no_sample_is_a_row_of_the_target_or_stands_twice():
     given = problem()
-    learned = learn_to_augment(given, Plan(**QUICK), dict(layers=1), 0.9, 2.0)
+    learned = learn_to_augment(given, LoopPlan(**QUICK), dict(layers=1), 0.9, 2.0)
     keys = [tuple(row["input_ids"]) for row in learned.pool]
     assert len(set(keys)) == len(keys) and not set(keys) & set(map(tuple, given.train["input_ids"]))
     assert sum(row["kept"] for row in learned.pool) == len(keys) // 2

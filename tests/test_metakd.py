@@ -21,10 +21,11 @@ from kdnotes.experiments import runs as experiments
 from kdnotes.experiments import specs
 from kdnotes.experiments.plans import grid
 from kdnotes.learning.problem import Problem
-from kdnotes.metakd import meta_distillation, meta_teacher, prototypes
+from kdnotes.metakd import meta_distillation, meta_teacher, prototypes, teachers
 from kdnotes.metakd.meta_distillation import domain_expertise, fit_meta_distillation, fit_mix_tinybert_kd, mean_logits
-from kdnotes.metakd.meta_teacher import DomainCorruption, false_domains, fit_meta_teacher, fit_teacher_mtl, mix_teacher
+from kdnotes.metakd.meta_teacher import DomainCorruption, false_domains, fit_meta_teacher
 from kdnotes.metakd.prototypes import all_rows, normalised, pool, prototype_scores, public_scores
+from kdnotes.metakd.teachers import fit_teacher_mtl, mix_teacher
 from kdnotes.methods import METHODS, distill
 from kdnotes.models.encoders import make_student, small_bert, word_tokenizer
 from kdnotes.models.rows import encode
@@ -133,7 +134,7 @@ def test_a_target_left_out_is_out_of_everything_that_stage_one_sees(monkeypatch)
     """Every row that any stage-1 teacher is trained or chosen on is recorded: none is the target's."""
     given = problem("dvd")
     seen = []
-    true_train, true_scores = meta_teacher.train, meta_teacher.scores_of
+    true_train, true_scores = teachers.train, meta_teacher.scores_of
 
     def watch(model, train, select, *args, **kwargs):
         seen.extend(map(tuple, [*train["input_ids"], *select["input_ids"]]))
@@ -143,7 +144,7 @@ def test_a_target_left_out_is_out_of_everything_that_stage_one_sees(monkeypatch)
         seen.extend(map(tuple, rows["input_ids"]))
         return true_scores(rows, *args)
 
-    monkeypatch.setattr(meta_teacher, "train", watch)
+    monkeypatch.setattr(teachers, "train", watch)
     monkeypatch.setattr(meta_teacher, "scores_of", watch_scores)
     for name in ("teacher_mix", "teacher_mtl", "meta_teacher", "mix_tinybert_kd", "mtl_tinybert_kd", "multi_mtn_kd",
                  "meta_tinybert_kd", "meta_distillation"):  # fmt: skip
@@ -160,13 +161,13 @@ def test_a_target_left_out_is_out_of_everything_that_stage_one_sees(monkeypatch)
 
 def test_the_teacher_of_one_other_domain_sees_only_that(monkeypatch):
     given, seen = problem("dvd"), []
-    true_train = meta_teacher.train
+    true_train = teachers.train
 
     def watch(model, train, *args, **kwargs):
         seen.extend(map(tuple, train["input_ids"]))
         return true_train(model, train, *args, **kwargs)
 
-    monkeypatch.setattr(meta_teacher, "train", watch)
+    monkeypatch.setattr(teachers, "train", watch)
     METHODS["single_tinybert_kd"].fit(given, of="kitchen", **SMALL)
     assert set(seen) <= set(map(tuple, encoded("kitchen", 40)["input_ids"])) and seen
     with pytest.raises(ValueError, match="unknown domain 'garden', expected one of books, dvd, kitchen"):
@@ -226,8 +227,8 @@ def test_knowledge_ignores_padding_and_an_unknown_domain_is_the_mean():
 
 def test_teachers_are_made_once_for_all_targets_and_students(tmp_path, monkeypatch):
     store, made = Store(tmp_path), []
-    true_train = meta_teacher.train
-    monkeypatch.setattr(meta_teacher, "train", lambda *a, **k: made.append(1) or true_train(*a, **k))
+    true_train = teachers.train
+    monkeypatch.setattr(teachers, "train", lambda *a, **k: made.append(1) or true_train(*a, **k))
     first = fit_meta_teacher(problem("books", cache=store))
     assert len(made) == 1
     for target, seed in (("dvd", 0), ("kitchen", 1)):

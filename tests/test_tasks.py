@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kdnotes.data.loading import as_dataset, data_sha256, folder_task, load_task, parquet_files
+from kdnotes.data.loading import as_dataset, folder_task, load_task
+from kdnotes.data.sources import data_sha256, parquet_files
 from kdnotes.data.splits import deal, stratified_order
 from kdnotes.data.tasks import TASKS, Task, register_task, task
 

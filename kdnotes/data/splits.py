@@ -16,9 +16,9 @@ def stratified_order(labels: Sequence, domains: Sequence | None = None, seed: in
 
     Parameters
     ----------
-    labels : label id of each row, or the list of its tag ids. Rows with the same set of tags are one stratum.
-    domains : domain of each row; a stratum is then a label within a domain.
-    seed : anything `numpy.random.default_rng` takes.
+    labels: label id of each row, or the list of its tag ids. Rows with the same set of tags are one stratum.
+    domains: domain of each row; a stratum is then a label within a domain.
+    seed: anything `numpy.random.default_rng` takes.
 
     Returns
     -------
@@ -38,6 +38,30 @@ def stratified_order(labels: Sequence, domains: Sequence | None = None, seed: in
         seen |= shown[row]
     return np.array(first + rest, dtype=int)
 
+# %% ../../nbs/data/02_splits.ipynb #cf303b474
+def _kinds(labels: Sequence) -> int:
+    """How many labels, or tags, there are."""
+    return len({tag for label in labels for tag in (label if isinstance(label, list) else [label])})
+
+
+def _sizes(
+    rows: int, kinds: int, n_train: int | None, n_select: int | None, budget: int | None
+) -> tuple[int, int | None, int | None]:
+    """How many rows belong to `select`, and how many of the two roles are taken; None for all."""
+    pool = n_select or min(1000, max(rows // 10, kinds), rows // 2)
+    if budget:
+        pool, n_select, n_train = rows // 4, budget // 4, budget - budget // 4
+    wanted = n_train or 1, n_select or pool
+    if sum(wanted) > rows:
+        raise ValueError(f"{wanted[0]} rows to train on and {wanted[1]} to select on: there are only {rows}")
+    return pool, n_train, n_select
+
+# %% ../../nbs/data/02_splits.ipynb #c1006c917
+def _reorder(among: np.ndarray, labels: Sequence, domains: Sequence | None, seed: Sequence[int]) -> np.ndarray:
+    """Some rows in a stratified order of their own."""
+    strata = [labels[i] for i in among], [domains[i] for i in among] if domains else None
+    return among[stratified_order(*strata, seed=seed)]
+
 # %% ../../nbs/data/02_splits.ipynb #cell-012
 def deal(
     labels: Sequence,
@@ -52,11 +76,11 @@ def deal(
 
     Parameters
     ----------
-    labels, domains : of each row, see `stratified_order`.
-    n_train : rows to train on; all that are left by default. `select` does not depend on it.
-    n_select : rows to select on; by default a tenth of all rows, at least one per label and at most 1,000.
-    budget : rows to train and to select on together, a quarter of them to select. Instead of the other two.
-    seed : the draw.
+    labels, domains: of each row, see `stratified_order`.
+    n_train: rows to train on; all that are left by default. `select` does not depend on it.
+    n_select: rows to select on; by default a tenth of all rows, at least one per label and at most 1,000.
+    budget: rows to train and to select on together, a quarter of them to select. Instead of the other two.
+    seed: the draw.
 
     Returns
     -------
@@ -67,18 +91,11 @@ def deal(
     ValueError
         More rows are asked for than there are.
     """
-    rows = len(labels)
-    kinds = len({tag for label in labels for tag in (label if isinstance(label, list) else [label])})
-    pool = n_select or min(1000, max(rows // 10, kinds), rows // 2)
-    if budget:
-        pool, n_select, n_train = rows // 4, budget // 4, budget - budget // 4
-    wanted = n_train or 1, n_select or pool
-    if sum(wanted) > rows:
-        raise ValueError(f"{wanted[0]} rows to train on and {wanted[1]} to select on: there are only {rows}")
+    rows, kinds = len(labels), _kinds(labels)
+    pool, n_train, n_select = _sizes(rows, kinds, n_train, n_select, budget)
 
     def order(among: np.ndarray, stream: int) -> np.ndarray:
-        strata = [labels[i] for i in among], [domains[i] for i in among] if domains else None
-        return among[stratified_order(*strata, seed=[seed, stream])]
+        return _reorder(among, labels, domains, [seed, stream])
 
     everything = order(np.arange(rows), 0)
     kept = everything[: min(kinds, rows - pool)]  # one row of each label

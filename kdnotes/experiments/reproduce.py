@@ -20,13 +20,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pandas as pd
 
-from ..core.store import Store
 from ..core.provenance import provenance
 from ..core.records import read_lines
+from ..core.store import Store
+from .artefacts import save_artefact
 from .claims import pooled_contrast
 from .plans import Plan, compute_all, grid
 from .profiles import find_profile
-from .records import save_artefact
 from .tables import compare, read_table, same_table, table
 
 if TYPE_CHECKING:

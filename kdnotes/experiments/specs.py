@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from ..data import worlds
-from ..data.loading import data_sha256
+from ..data.sources import data_sha256
 from ..data.tasks import Task, common_labels, task
 from .profiles import Profile, find_profile
 from .world_encoder import WORLD_ENCODER, encoder_spec

@@ -19,7 +19,7 @@ import pandas as pd
 from ..core.metrics import METRICS, Interval, interval, kept, replicates
 from ..core.records import unpack
 from ..data.tasks import Task, task
-from ..learning.registry import ROLES, describe, with_role
+from ..learning.registry import describe, with_role
 
 # %% ../../nbs/experiments/06_tables.ipynb #cell-006
 ABOUT = ["method", "task", "domain", "setting", "metric"]
@@ -121,7 +121,7 @@ def table(
     ----------
     records: run records; those of other tasks or methods are left out.
     tasks: tasks in the order of rows, by name or as `Task`; each one's metrics are reported, the headline first.
-    methods: methods in the order of rows; by default as they come, references first.
+    methods: methods in the order of rows; by default references first, then by name.
     baseline: the method that `delta` is taken to, in the same setting, in the first parts of it, or in the plain one.
     published: values from the paper, by (method, task, domain, setting, metric).
 
@@ -189,8 +189,11 @@ def _in_role(role: str, key: Key, groups: Mapping[Key, Group]) -> Key | None:
     return counterpart(names[0], key, groups) if len(names) == 1 else None
 
 
+_FIRST = ("majority", "bag of words", "teacher", "another teacher", "undistilled", "student")
+
+
 def _reference_first(method: str) -> tuple[int, str]:
-    return list(ROLES).index(describe(method).role), method
+    return _FIRST.index(describe(method).role), method
 
 # %% ../../nbs/experiments/06_tables.ipynb #c5b64bd99
 def _columns(found: Interval, *names: str) -> dict[str, float]:

@@ -18,8 +18,8 @@ from ..experiments.plans import Contrast, Plan, Run
 from ..experiments.plots import COLOURS
 from ..experiments.profiles import Profile, find_profile
 from ..experiments.world_encoder import untrained_encoder, world_tokenizer
-from ..l2a.loop import Loop, play_round
-from ..l2a.loop import Plan as LoopPlan
+from ..l2a.loop import Loop, LoopPlan
+from ..l2a.rounds import play_round
 from ..l2a.sizes import SIZES, passes, targets
 from ..learning.problem import Problem
 from ..models.encoders import find_encoder, load_tokenizer, make_student

@@ -40,7 +40,7 @@ STEPS = {"world": 300, "local": 100}  # of a student, by where the data come fro
 
 # %% ../../nbs/l2a/11_sizes.ipynb #c0c9549a6
 def passes(source: str, budget: int, batch_size: int) -> dict[str, float]:
-    """The epochs in which a student makes its steps on its part of a budget, and how often it looks at `select`, six times in all.
+    """How many epochs make a student's steps on its part of a budget, and how often it looks at `select`: six times in all.
 
     Parameters
     ----------

@@ -7,13 +7,17 @@ __all__ = ['SCORES', 'Pool', 'all_rows', 'pool', 'centroids', 'prototype_scores'
 
 # %% ../../nbs/metakd/02_prototypes.ipynb #cell-003
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..core.store import Store
 from ..learning.knowledge import pooled_states
 from ..learning.problem import Problem
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 # %% ../../nbs/metakd/02_prototypes.ipynb #cell-006
 @dataclass(frozen=True)
@@ -28,8 +32,8 @@ class Pool:
     """
 
     domains: tuple[str, ...]
-    train: object
-    select: object
+    train: "Dataset"
+    select: "Dataset"
     target: int
 
     def only(self, name: str) -> "Pool":
@@ -47,11 +51,12 @@ class Pool:
         return Pool((name,), *parts, 0 if self.target == self.domains.index(name) else -1)
 
 
-def _of(rows, domain: int):
+def _of(rows: "Dataset", domain: int) -> "Dataset":
+    """The rows of one domain."""
     return rows.select(np.flatnonzero(np.array(rows["domain"], dtype=int) == domain))
 
 # %% ../../nbs/metakd/02_prototypes.ipynb #cell-007
-def all_rows(problem: Problem):
+def all_rows(problem: Problem) -> "Dataset":
     """Training rows of the target, then those of the source, with a column `domain`, an index into `problem.domains`."""
     from datasets import concatenate_datasets
 
@@ -60,7 +65,7 @@ def all_rows(problem: Problem):
         return own
     return concatenate_datasets([own, problem.source.select_columns(own.column_names)])
 
-
+# %% ../../nbs/metakd/02_prototypes.ipynb #cc8d62c11
 def pool(problem: Problem, leave_out: bool = False) -> Pool:
     """The rows of all domains of a problem, a tenth of each set aside.
 
@@ -159,14 +164,9 @@ SCORES = ("class", "domain", "public")
 
 
 def scores_of(
-    rows,
-    encoder: PreTrainedModel,
-    tokenizer,
-    score: str = "class",
-    alpha: float = 0.5,
-    zeta: float | None = None,
-    cache: Store | None = None,
-) -> np.ndarray:
+    rows: "Dataset", encoder: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, score: str = "class", alpha: float = 0.5,
+    zeta: float | None = None, cache: Store | None = None,
+) -> np.ndarray:  # fmt: skip
     """The transfer score of encoded rows with a column `domain`, `(rows,)`.
 
     Parameters
