@@ -67,9 +67,9 @@ def fine_tune(
         tokenizer = tokenizer or load_tokenizer(str(encoder))
     else:
         model = make_student(encoder, columns.labels, columns.kind, layers=encoder.config.num_hidden_layers)
-        tokenizer = tokenizer or load_tokenizer(encoder.name_or_path)
-    parts = [encode(part, tokenizer, columns.text, columns.label, max_length, columns.kind) for part in (train, select)]
-    train_model(model, *parts, tokenizer, metric=metric, label_names=columns.labels, seed=seed, **training)
+        tokenizer = tokenizer or load_tokenizer(str(encoder.name_or_path))
+    rows, chosen_on = (encode(part, tokenizer, columns.text, columns.label, max_length, columns.kind) for part in (train, select))
+    train_model(model, rows, chosen_on, tokenizer, metric=metric, label_names=columns.labels, seed=seed, **training)
     return model
 
 # %% ../nbs/01_methods.ipynb #cell-024
@@ -89,7 +89,8 @@ def make_card(method: str, student: PreTrainedModel, problem: Problem, rows: "Da
         train_sha256=rows_sha256(problem.train), report_sha256=rows_sha256(data), training=problem.training,
         libraries=provenance(command=[""])["libraries"], latency_length=LATENCY_LENGTH,
     )  # fmt: skip
-    return Card(method, problem.metric, split, len(data), *scores[0], scores[1].value, *costs, made)
+    (score, low, high), theirs = scores
+    return Card(method, problem.metric, split, len(data), score, low, high, theirs.value, costs[0], costs[1], made)
 
 # %% ../nbs/01_methods.ipynb #cell-025
 def check_teacher(
@@ -104,13 +105,13 @@ def check_teacher(
         The teacher's labels are not the data's, a vocabulary is smaller than the tokenizer's, or `max_length` is more
         than a model can read.
     """
-    theirs = tuple(teacher.config.id2label[i] for i in sorted(teacher.config.id2label))
+    theirs = tuple(str(name) for _, name in sorted((teacher.config.id2label or {}).items()))
     numbered = tuple(map(str, range(len(theirs))))
     unnamed = columns.labels == numbered or theirs in (numbered, tuple(f"LABEL_{i}" for i in numbered))
     if len(theirs) != len(columns.labels) or not (unnamed or theirs == columns.labels):
         raise ValueError(f"the teacher's labels are {', '.join(theirs)}, the data's {', '.join(columns.labels)}")
     for name, model in (("teacher", teacher), ("encoder", encoder)):
-        config = getattr(model, "config", None)
+        config: Any = getattr(model, "config", None)
         if len(tokenizer) > getattr(config, "vocab_size", len(tokenizer)):
             raise ValueError(f"the tokenizer has {len(tokenizer)} pieces, the {name} only {config.vocab_size}")
         if max_length > getattr(config, "max_position_embeddings", max_length):
@@ -145,15 +146,17 @@ def _load_models(
     tokenizer: PreTrainedTokenizerBase | None, columns: Columns, max_length: int, seed: int,
 ) -> tuple[PreTrainedModel, PreTrainedModel, PreTrainedTokenizerBase]:  # fmt: skip
     """Teacher, encoder and tokenizer, loaded where they are only named, and checked against the data."""
-    if isinstance(teacher, (str, Path)):
-        tokenizer = tokenizer or load_tokenizer(str(teacher))
-        teacher = load(HEADS[columns.kind], str(teacher), use_safetensors=True)
-    tokenizer = tokenizer or load_tokenizer(teacher.name_or_path)
+    named = str(teacher) if isinstance(teacher, (str, Path)) else str(teacher.name_or_path)
+    tokenizer = tokenizer or load_tokenizer(named)
+    given: PreTrainedModel = (
+        load(HEADS[columns.kind], named, use_safetensors=True) if isinstance(teacher, (str, Path)) else teacher
+    )
     if isinstance(encoder, (str, Path)):
         set_seed(seed)  # a masked-language-model checkpoint has no pooler: loading draws one
         encoder = load(AutoModel, str(encoder), use_safetensors=True)
-    check_teacher(teacher, tokenizer, columns, encoder, max_length)
-    return teacher, encoder or teacher, tokenizer
+    own: PreTrainedModel | None = None if isinstance(encoder, (str, Path)) else encoder
+    check_teacher(given, tokenizer, columns, own, max_length)
+    return given, own or given, tokenizer
 
 
 def _encoded(rows: "Dataset", tokenizer: PreTrainedTokenizerBase, columns: Columns, max_length: int) -> "Dataset":
@@ -163,15 +166,18 @@ def _encoded(rows: "Dataset", tokenizer: PreTrainedTokenizerBase, columns: Colum
 def _problem(
     teacher: PreTrainedModel | str | Path, encoder: PreTrainedModel | str | Path | None,
     tokenizer: PreTrainedTokenizerBase | None, train: "Dataset", select: "Dataset", columns: Columns, max_length: int,
-    source: tuple, **given: Any,
+    source: tuple, given: dict[str, Any],
 ) -> Problem:  # fmt: skip
     """What a method is given: the frozen teacher and encoded rows, those of other domains among them."""
     seed = given["training"]["seed"]
     teacher, encoder, tokenizer = _load_models(teacher, encoder, tokenizer, columns, max_length, seed)
-    parts = [_encoded(part, tokenizer, columns, max_length) for part in (train, select)]
     teacher.eval().requires_grad_(False).to("cuda" if torch.cuda.is_available() else "cpu")
-    others, domains = read_source(*source, tokenizer, columns, max_length)
-    return Problem(teacher, encoder, tokenizer, *parts, columns.labels, columns.kind, **given, source=others, domains=domains)
+    rows, column, target = source
+    others, domains = read_source(rows, column, target, tokenizer, columns, max_length)
+    train, select = (_encoded(part, tokenizer, columns, max_length) for part in (train, select))
+    return Problem(
+        teacher, encoder, tokenizer, train, select, columns.labels, columns.kind, source=others, domains=domains, **given
+    )
 
 # %% ../nbs/01_methods.ipynb #cell-025b
 def distill(
@@ -203,12 +209,12 @@ def distill(
         An unknown method or setting, data that cannot be read, or a teacher for other labels: before any work.
     """
     settings = check_settings(chosen := find_method(method), settings)
-    training = dict(epochs=epochs, lr=lr, batch_size=batch_size, evaluations=evaluations)
+    training = dict[str, Any](epochs=epochs, lr=lr, batch_size=batch_size, evaluations=evaluations)
     check_training(folder, **training, max_length=max_length)
     training |= dict(patience=patience, seed=seed, bf16=bf16, progress=progress)
     check_rows(columns := read_columns(train, text, label, labels, kind), select=select, report=report)
-    models, given = (teacher, encoder, tokenizer), dict(metric=metric, training=training, folder=folder, cache=cache)
-    problem = _problem(*models, train, select, columns, max_length, (source, domain, target), **given)
+    models, given = (teacher, encoder, tokenizer), dict[str, Any](metric=metric, training=training, folder=folder, cache=cache)
+    problem = _problem(*models, train, select, columns, max_length, (source, domain, target), given)
     rows = None if report is None else _encoded(report, problem.tokenizer, columns, max_length)
     student = chosen.fit(problem, **settings).eval()
     if card:

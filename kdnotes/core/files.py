@@ -30,7 +30,7 @@ def writing(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        remedy = _REMEDY.get(error.errno, "choose another folder")
+        remedy = _REMEDY.get(error.errno or 0, "choose another folder")
         raise OSError(error.errno, f"cannot write {path}: {error.strerror}; {remedy}") from None
 
 # %% ../../nbs/core/02_files.ipynb #c327bc0fe

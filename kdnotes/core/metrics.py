@@ -94,7 +94,9 @@ def flatten(rows: Sequence[Sequence[int]], labels: Sequence[Sequence[int]] | Non
     return np.array(flat)
 
 # %% ../../nbs/core/06_metrics.ipynb #cell-020
-def count_entities(labels: Sequence, predictions: Sequence, label_names: Sequence[str] | None = None) -> np.ndarray:
+def count_entities(
+    labels: Sequence | np.ndarray, predictions: Sequence | np.ndarray, label_names: Sequence[str] | None = None
+) -> np.ndarray:
     """Count per sentence the entities that are right, said, true; shape `(sentences, 3, 1)`.
 
     Parameters
@@ -158,7 +160,9 @@ def _metric(name: str) -> Metric:
     return METRICS[name]
 
 # %% ../../nbs/core/06_metrics.ipynb #cell-025
-def score(metric: str, labels: Sequence, predictions: Sequence, label_names: Sequence[str] | None = None) -> float:
+def score(
+    metric: str, labels: Sequence | np.ndarray, predictions: Sequence | np.ndarray, label_names: Sequence[str] | None = None
+) -> float:
     """Score predictions: a fraction, or for `mcc` a number in [-1, 1].
 
     Parameters
@@ -191,8 +195,8 @@ def _weights(n: int, draws: int, stream: tuple[int, ...]) -> np.ndarray:
 # %% ../../nbs/core/06_metrics.ipynb #cell-035
 def replicates(
     metric: str,
-    labels: Sequence,
-    predictions: Sequence,
+    labels: Sequence | np.ndarray,
+    predictions: Sequence | np.ndarray,
     label_names: Sequence[str] | None = None,
     draws: int = 2000,
     seed: int = 0,
@@ -253,8 +257,8 @@ def interval(replicates: np.ndarray, level: float = LEVEL) -> Interval:
 
 def bootstrap(
     metric: str,
-    labels: Sequence,
-    predictions: Sequence,
+    labels: Sequence | np.ndarray,
+    predictions: Sequence | np.ndarray,
     label_names: Sequence[str] | None = None,
     draws: int = 2000,
     level: float = LEVEL,
@@ -266,9 +270,9 @@ def bootstrap(
 # %% ../../nbs/core/06_metrics.ipynb #cell-051
 def paired_difference(
     metric: str,
-    labels: Sequence,
-    a: Sequence,
-    b: Sequence,
+    labels: Sequence | np.ndarray,
+    a: Sequence | np.ndarray,
+    b: Sequence | np.ndarray,
     label_names: Sequence[str] | None = None,
     draws: int = 2000,
     level: float = LEVEL,
@@ -286,9 +290,9 @@ class Comparison(NamedTuple):
     """Two methods on one task: predictions `a` and `b`, each `(seeds, examples)`."""
 
     metric: str
-    labels: Sequence
-    a: Sequence
-    b: Sequence
+    labels: Sequence | np.ndarray
+    a: Sequence | np.ndarray
+    b: Sequence | np.ndarray
     label_names: Sequence[str] | None = None
 
 

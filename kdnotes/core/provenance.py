@@ -20,7 +20,7 @@ from pathlib import Path
 def _git(*arguments: str) -> str | None:
     """What git says about the checkout that tracks this package; None outside of one."""
     package = importlib.util.find_spec("kdnotes")
-    if package is None:
+    if package is None or package.origin is None:
         return None
     try:
         for command in (("ls-files", "--error-unmatch", "__init__.py"), arguments):

@@ -81,7 +81,7 @@ def address(spec: dict) -> str:
     return _digest(plain(spec, "spec"))[:20]
 
 # %% ../../nbs/core/03_records.ipynb #cell-019
-def pack(values: Sequence[int]) -> str:
+def pack(values: Sequence[int] | np.ndarray) -> str:
     """Integers, shape `(n,)`, as text: base64 of zlib of little-endian int16.
 
     Raises
@@ -116,7 +116,7 @@ def unpack(text: str) -> np.ndarray:
 END = -100
 
 
-def pack_sequences(sequences: Iterable[Sequence[int]]) -> str:
+def pack_sequences(sequences: Iterable[Sequence[int] | np.ndarray]) -> str:
     """Rows of integers of any lengths as text.
 
     Raises

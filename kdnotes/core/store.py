@@ -217,4 +217,4 @@ class Store(_Runs, _Folders):
         found = {key: self.read(key) for key in keys}
         if missing := [key for key, record in found.items() if record is None]:
             raise KeyError(f"{len(missing)} of {len(keys)} runs are not in the store, the first is {missing[0]}")
-        return write_lines(found.values(), path)
+        return write_lines((record for record in found.values() if record is not None), path)

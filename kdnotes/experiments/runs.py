@@ -10,6 +10,7 @@ __all__ = ['encoder_folder', 'teacher_spec', 'teacher_folder', 'load', 'load_sou
 import json
 import shutil
 import time
+from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -182,7 +183,7 @@ def report(spec: dict, student: PreTrainedModel, teacher: PreTrainedModel, folde
     tokenizer, n_train = load_tokenizer(str(folder)), spec["teacher_rows"] if method.role == "teacher" else spec["rows"]
     rows = encode(data["report"], tokenizer, this.text, this.label, spec["max_length"], this.kind)
     gold, said = gold_labels(rows), predicted_labels(predict(student, rows, tokenizer))
-    packer = pack_sequences if this.kind == "tokens" else pack
+    packer: Callable[[Any], str] = pack_sequences if this.kind == "tokens" else pack
     return dict(
         device=spec["device"], metrics={metric: score(metric, gold, said, this.labels) for metric in this.metrics},
         cost=_cost(student, teacher, shared=bool(spec["domain"])) if method.role != "majority" else {},

@@ -102,7 +102,8 @@ Latency is of one sequence of {length} tokens on a processor.{flatters}
 # %% ../../nbs/models/06_card.ipynb #ca2096ed4
 def _use(student: PreTrainedModel, name: str) -> str:
     own = "import kdnotes.methods  # knows this kind of model\n" if type(student).__module__.startswith("kdnotes") else ""
-    pipeline = PIPELINES[student.card.made["kind"]]
+    card: Card = getattr(student, "card")  # noqa: B009, the type of a model does not know it
+    pipeline = PIPELINES[card.made["kind"]]
     return f'{own}from transformers import pipeline\n\nclassify = pipeline("{pipeline}", model="{name}")'
 
 
