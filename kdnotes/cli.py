@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['app', 'QUIET', 'ProfileOption', 'SetOption', 'StoreOption', 'quietly', 'read_settings', 'artefacts',
-           'reproduce_command', 'run_command', 'figure_command', 'status_command', 'tasks_command', 'checks',
-           'doctor_command']
+           'reproduce_command', 'run_command', 'figure_command', 'write_pages', 'results_command', 'accept_command',
+           'status_command', 'tasks_command', 'checks', 'doctor_command']
 
 # %% ../nbs/02_cli.ipynb #cell-003
 import importlib
@@ -149,7 +149,6 @@ def figure_command(
     """Redraw pictures and tables from their stored runs, in seconds and without training."""
 
     def work() -> None:
-        from kdnotes.experiments.artefacts import readme
         from kdnotes.experiments.reproduce import redraw
 
         known = artefacts()
@@ -161,7 +160,55 @@ def figure_command(
             raise FileNotFoundError(f"no stored runs in {figures}: kdnotes reproduce makes them in build/figures")
         for folder in wanted:
             typer.echo(redraw(known[folder.parent.name], folder.name, figures) / "figure.png")
-        readme(figures)
+        write_pages(known, figures)
+
+    quietly(work)
+
+# %% ../nbs/02_cli.ipynb #cbab43dca
+def write_pages(known: "dict[str, Artefact]", figures: Path) -> list[Path]:
+    """Write `RESULTS.md` beside the folder of artefacts and `README.md` into it, from the committed runs."""
+    from kdnotes.core.files import write_atomic
+    from kdnotes.experiments.artefacts import readme
+    from kdnotes.experiments.results import collect, results_markdown
+
+    results = collect([artefact.plan for artefact in known.values()], figures)
+    captions = {f"{one.plan.name}/{of}": str(answer.judged) for one in reversed(results) for of, answer in one.answers.items()
+                if one.claim == one.plan.claims[0]}  # fmt: skip
+    readme(figures, captions)
+    return [write_atomic(figures.resolve().parent / "RESULTS.md", results_markdown(results)), figures / "README.md"]
+
+
+@app.command("results")
+def results_command(figures: Annotated[Path, typer.Option(help="Folder of the artefacts.")] = Path("figures")) -> None:
+    """Write which claims hold, RESULTS.md, from the plans and the committed runs."""
+
+    def work() -> None:
+        if not list(figures.glob("*/*/runs.jsonl")):
+            raise FileNotFoundError(f"no stored runs in {figures}: kdnotes reproduce makes them in build/figures")
+        for page in write_pages(artefacts(), figures):
+            typer.echo(page)
+
+    quietly(work)
+
+# %% ../nbs/02_cli.ipynb #c456c9883
+@app.command("accept")
+def accept_command(
+    artefact: Annotated[str, typer.Argument(help="The artefact, as in `kdnotes status`.")],
+    profile: ProfileOption = "world",
+    built: Annotated[Path, typer.Option(help="Folder that `reproduce` wrote.")] = Path("build/figures"),
+    figures: Annotated[Path, typer.Option(help="Folder of the committed artefacts.")] = Path("figures"),
+    reason: Annotated[str, typer.Option(help="Why a student below the bag of words is committed all the same.")] = "",
+) -> None:
+    """Move a finished artefact to the committed ones, if it may stand there."""
+
+    def work() -> None:
+        from kdnotes.experiments.results import accept
+
+        known = artefacts()
+        if artefact not in known:
+            raise ValueError(f"unknown artefact {artefact!r}, expected one of {', '.join(known)}")
+        typer.echo(accept(known[artefact].plan, profile, built, figures, reason))
+        write_pages(known, figures)
 
     quietly(work)
 

@@ -11,7 +11,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 import kdnotes
 from kdnotes.core.store import Store
 from kdnotes.data.tasks import Task
-from kdnotes.experiments.plans import Contrast, Plan, Run, grid
+from kdnotes.experiments.claims import Claim, above
+from kdnotes.experiments.plans import Plan, Run, grid
 from kdnotes.experiments.profiles import Profile, find_profile
 from kdnotes.experiments.specs import make_spec
 from kdnotes.learning.problem import Problem
@@ -47,7 +48,8 @@ def runs(size: Profile, seed: int) -> list[Run]:
 
 
 def plan_a_figure() -> list[dict[str, object]]:
-    plan = Plan("mine", "A figure of my own", Contrast("mine", "teacher"), runs, sizes={"world": dict(rows=500)})
+    claim = Claim("X1", "Mine is above its teacher", "me", above("mine", "teacher"), student=("mine", ""))
+    plan = Plan("mine", "A figure of my own", (claim,), runs, sizes={"world": dict(rows=500)})
     print(make_spec("kd", "sst2", rows=500), find_profile("world").rows, plan.tasks("world"))
     specs: list[dict[str, object]] = grid(plan, seeds=2)
     return specs

@@ -115,7 +115,8 @@ def test_every_artefact_names_known_methods_and_tasks():
     for plan in PLANS.values():
         for profile in PROFILES:
             methods = plan.methods(profile)
-            assert set(methods) <= METHODS.keys() and {plan.contrast.a, plan.contrast.b} <= set(methods)
+            assert set(methods) <= METHODS.keys() and plan.baseline in methods
+            assert all(claim.student[0] in ("", *methods) for claim in plan.claims)
             assert {"majority", "teacher", "undistilled"} <= set(methods)
             assert all(task(name) for name in plan.tasks(profile))
 

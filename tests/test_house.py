@@ -201,7 +201,8 @@ def fit_toy(problem: Problem, nap: float = 1.0):
 '''
 FIGURE = '''
 from kdnotes.experiments.landscape import draw_landscape
-from kdnotes.experiments.plans import Contrast, Plan, Run
+from kdnotes.experiments.claims import Claim, above
+from kdnotes.experiments.plans import Plan, Run
 
 
 def runs(size, seed):
@@ -209,7 +210,8 @@ def runs(size, seed):
     return [Run(method, "shop") for method in ("majority", "teacher", "undistilled", "toy")]
 
 
-PLAN = Plan("toy_figure", "A toy among students", Contrast("toy", "undistilled"), runs)
+CLAIMS = (Claim("T1", "A toy beats labels alone", "this test", above("toy", "undistilled"), student=("toy", "")),)
+PLAN = Plan("toy_figure", "A toy among students", CLAIMS, runs)
 draw = draw_landscape
 '''
 
@@ -218,7 +220,8 @@ def notebook(module: str, *cells: str) -> nbformat.NotebookNode:
     """A notebook that exports these cells and runs its plan, as the figures do."""
     new = nbformat.v4.new_code_cell
     parameters = 'profile = "world"\nseeds = 0\nstore = "build/by_hand"\noutput = ""\nbegan = 0.0\noverrides = {}'
-    work = "from kdnotes.experiments.reproduce import open_artefact\nopened = open_artefact(PLAN, profile, seeds, store, output, began, overrides)"
+    work = "from kdnotes.experiments.reproduce import open_artefact\n"
+    work += "opened = open_artefact(PLAN, profile, seeds, store, output, began, overrides)"
     made = nbformat.v4.new_notebook(cells=[new(f"#| default_exp {module}"), *(new(f"#| export\n{cell}") for cell in cells)])
     made.cells[1:1] = [new(parameters, metadata=dict(tags=["parameters"]))]
     made.cells += [new(work), new("opened.save(draw)")]

@@ -484,11 +484,11 @@ def test_figures_12_and_13_share_their_runs():
 
 def test_teachers_of_many_rows_train_longer_unless_told_otherwise():
     names = "teacher_epochs", "teacher_steps", "teacher_lr"
-    shown = lambda **told: {
-        s["setting"]: [s[n] for n in names] + [s["settings"].get("refine_lr")]  # noqa: E731
-        for s in grid(PLANS["fig13"], "world", 1, **told)
-        if s["method"] == "l2a"
-    }
+
+    def shown(**told):
+        specs = [spec for spec in grid(PLANS["fig13"], "world", 1, **told) if spec["method"] == "l2a"]
+        return {spec["setting"]: [*(spec[name] for name in names), spec["settings"].get("refine_lr")] for spec in specs}
+
     assert shown()["n=16"] == shown()["n=64"] == [4, 100, 1e-3, 1e-3] and shown()["n=256"] == [4, 300, 1e-3, 1e-3]
     assert shown()["n=1024"] == shown()[""] == [12, 100, 4e-4, 4e-4]
     assert shown(teacher_lr=2e-4)["n=1024"] == [12, 100, 2e-4, 4e-4]

@@ -17,7 +17,6 @@ import pandas as pd
 
 from ..core.files import write_atomic
 from ..core.records import write_lines
-from .claims import finding
 from .plots import style
 from .tables import read_table, table_markdown, table_text
 
@@ -48,10 +47,14 @@ def save_artefact(
     return folder
 
 # %% ../../nbs/experiments/13_artefacts.ipynb #cell-038
-def readme(folder: str | Path) -> str:
+def readme(folder: str | Path, captions: Mapping[str, str] | None = None) -> str:
     """Write `README.md` into a folder of artefacts, `<artefact>/<profile>/`, and return its text.
 
     Only artefacts that are there in full are shown: picture, notebook, command and table.
+
+    Parameters
+    ----------
+    captions: the headline of each, by `<artefact>/<profile>`.
     """
     folder = Path(folder)
     parts = [
@@ -62,12 +65,9 @@ def readme(folder: str | Path) -> str:
         where, provenance = found.parent.relative_to(folder).as_posix(), json.loads(found.read_text())
         frame = read_table(found.parent / "table.csv")
         artefact, profile = where.split("/")
-        parts.append(
-            f"\n## {artefact}, profile `{profile}`\n\n{'. '.join(filter(None, finding(frame)))}.\n\n"
-            f"![{artefact}, profile {profile}]({where}/figure.png)\n\n"
-        )
-        if notebook := provenance.get("notebook"):
-            parts.append(f"Notebook: [{Path(notebook).name}](../{notebook})\n\n")
+        caption = f"{captions[where]}.\n\n" if captions and where in captions else ""
+        parts.append(f"\n## {artefact}, profile `{profile}`\n\n{caption}![{artefact}, profile {profile}]({where}/figure.png)\n\n")
+        parts.append(f"Notebook: [{artefact}.ipynb](../nbs/figures/{artefact}.ipynb)\n\n")
         command = provenance.get("command", "unknown")
         parts.append(f"Made by: `{command}` · every value: [table.csv]({where}/table.csv)\n\n")
         parts.append(table_markdown(frame))

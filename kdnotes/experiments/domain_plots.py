@@ -12,7 +12,7 @@ import pandas as pd
 
 from ..core.metrics import METRICS
 from .plots import COLOURS, header, style
-from .tables import headline
+from .tables import headline_rows
 from ..learning.registry import describe
 
 if TYPE_CHECKING:
@@ -36,14 +36,13 @@ def _names(rows: pd.DataFrame) -> pd.Series:
     return (rows.method + " " + rows.setting).str.strip()
 
 
-def draw_domains(frame: pd.DataFrame, subtitle: str = "", title: str = "") -> "Figure":
+def draw_domains(frame: pd.DataFrame, headline: str = "") -> "Figure":
     """Draw the headline metric of every method in a panel per domain, published values beside ours.
 
     Parameters
     ----------
     frame: a table over domains, of which the first task is drawn; the majority class becomes a line.
-    subtitle: a further line under the title, such as the verdict of `pooled_contrast`.
-    title: names the best student if empty.
+    headline: the title: a claim, what was measured for it, and the verdict.
 
     Raises
     ------
@@ -53,7 +52,7 @@ def draw_domains(frame: pd.DataFrame, subtitle: str = "", title: str = "") -> "F
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    rows = headline(frame[frame.task == frame.task.iloc[0]])
+    rows = headline_rows(frame[frame.task == frame.task.iloc[0]])
     rows = rows[rows.domain != ""].assign(label=_names)
     if rows.empty:
         raise ValueError("no row of the table has a domain, so there are no panels to draw")
@@ -66,7 +65,7 @@ def draw_domains(frame: pd.DataFrame, subtitle: str = "", title: str = "") -> "F
     with style():
         fig = Figure(figsize=(2.6 + 1.9 * len(panels), 1.7 + 0.3 * len(names)), layout="constrained")
         FigureCanvasAgg(fig)
-        header(fig, title or _best(means), subtitle)
+        header(fig, headline)
         for ax, (domain, found) in zip(fig.subplots(1, len(panels), sharey=True, squeeze=False)[0], panels.items()):
             _draw_domain(ax, found, names)
             level = lines[lines.domain == domain].value if domain != "mean" else lines.value
@@ -77,14 +76,6 @@ def draw_domains(frame: pd.DataFrame, subtitle: str = "", title: str = "") -> "F
     return fig
 
 # %% ../../nbs/experiments/11_domain_plots.ipynb #cell-009b
-def _best(means: pd.DataFrame) -> str:
-    students = means[[not describe(method).is_reference for method in means.method]]
-    if students.empty:
-        return "No student was run in every domain"
-    best = students.loc[students.value.idxmax()]
-    return f"The best student over all domains: {best.label}, {best.value:.3f}"
-
-
 def _draw_domain(ax: "Axes", found: pd.DataFrame, names: list[str]) -> None:
     places = [names.index(name) for name in found.label]
     families = ["other" if "flat" in name else describe(method).family for method, name in zip(found.method, found.label)]

@@ -14,7 +14,6 @@ import numpy as np
 import pandas as pd
 
 from ..core.metrics import METRICS
-from .claims import finding
 from .plots import COLOURS, draw_levels, header, is_level, label, lines_and_texts, overlap, style
 from .tables import panels
 from ..learning.registry import describe
@@ -28,13 +27,13 @@ if TYPE_CHECKING:
 AREA = 900.0  # of the largest bubble, in square points
 
 
-def draw_landscape(frame: pd.DataFrame, subtitle: str = "") -> "Figure":
+def draw_landscape(frame: pd.DataFrame, headline: str = "") -> "Figure":
     """Draw the headline metric against latency, a panel per task and domain, bubble area by stored size.
 
     Parameters
     ----------
     frame: a table; majority and bag of words become lines, rows without latency are named below the panels.
-    subtitle: a further line under the title, such as the verdict of `pooled_contrast`.
+    headline: the title: a claim, what was measured for it, and the verdict.
 
     Raises
     ------
@@ -54,7 +53,7 @@ def draw_landscape(frame: pd.DataFrame, subtitle: str = "") -> "Figure":
         fig = Figure(figsize=(max(7.5, 5.2 * columns), 4 * lines + 1.5), layout="constrained")
         FigureCanvasAgg(fig)
         axes = fig.subplots(lines, columns, squeeze=False).ravel()
-        header(fig, *finding(frame), subtitle)
+        header(fig, headline)
         largest = float(timed.size_bytes.max()) if timed.size_bytes.notna().any() else 1.0
         finish = [_draw_panel(ax, *panel, largest) for ax, panel in zip(axes, places.items())]
         for ax in axes[len(places) :]:

@@ -24,7 +24,7 @@ from ..core.provenance import provenance
 from ..core.records import read_lines
 from ..core.store import Store
 from .artefacts import save_artefact
-from .claims import pooled_contrast
+from .claims import Judged, judge
 from .plans import Plan, compute_all, grid
 from .profiles import find_profile
 from .tables import compare, read_table, same_table, table
@@ -69,18 +69,18 @@ def check_parameters(notebook: Path, parameters: dict) -> dict:
 
 # %% ../../nbs/experiments/14_reproduce.ipynb #cell-012
 class Artefact(NamedTuple):
-    """A figure of the talk: what is run for it, and how its table is drawn, `(table, verdict) -> figure`."""
+    """A figure of the talk: what is run for it, and how its table is drawn, `(table, headline) -> figure`."""
 
     plan: Plan
     draw: "Callable[[pd.DataFrame, str], Figure]"
 
 
-def tabulate(plan: Plan, profile: str, records: list[dict]) -> tuple[pd.DataFrame, str]:
-    """The table of a plan, and the one-line verdict on its contrast."""
-    real, (a, b, setting, margin, metric) = find_profile(profile).source != "world", plan.contrast
-    tasks = plan.tasks(profile)
-    frame = table(records, plan.name, profile, tasks, plan.methods(profile), b, plan.published if real else None)
-    return frame, pooled_contrast(records, a, b, tasks, setting, margin, metric)
+def tabulate(plan: Plan, profile: str, records: list[dict]) -> tuple[pd.DataFrame, list[Judged]]:
+    """The table of a plan, and its claims with their verdicts, the headline first."""
+    real = find_profile(profile).source != "world"
+    published = plan.published if real else None
+    frame = table(records, plan.name, profile, plan.tasks(profile), plan.methods(profile), plan.baseline, published)
+    return frame, [judge(claim, records) for claim in plan.claims]
 
 
 def redraw(artefact: Artefact, profile: str, figures: Path) -> Path:
@@ -95,24 +95,24 @@ def redraw(artefact: Artefact, profile: str, figures: Path) -> Path:
     if not (folder / "runs.jsonl").exists():
         raise FileNotFoundError(f"no stored runs for {artefact.plan.name} with profile {profile} under {Path(figures).name}/")
     made, records = json.loads((folder / "provenance.json").read_text()), read_lines(folder / "runs.jsonl")
-    frame, verdict = tabulate(artefact.plan, profile, records)
-    return save_artefact(folder, records, frame, artefact.draw(frame, verdict), made)
+    frame, judged = tabulate(artefact.plan, profile, records)
+    return save_artefact(folder, records, frame, artefact.draw(frame, str(judged[0])), made)
 
 # %% ../../nbs/experiments/14_reproduce.ipynb #c2179f7e8
 @dataclass(frozen=True)
 class Opened:
-    """An artefact in its notebook: its runs, its table, the verdict, and where its files go."""
+    """An artefact in its notebook: its runs, its table, its claims with their verdicts, and where its files go."""
 
     plan: Plan
     records: list[dict]
     frame: pd.DataFrame
-    verdict: str
+    judged: list[Judged]
     folder: Path
     made: dict
 
     def save(self, draw: "Callable[[pd.DataFrame, str], Figure]") -> str:
         """Draw the table, write the five files of the artefact, and return the path of its picture."""
-        figure = draw(self.frame, self.verdict)
+        figure = draw(self.frame, str(self.judged[0]))
         return str(save_artefact(self.folder, self.records, self.frame, figure, self.made) / "figure.png")
 
 # %% ../../nbs/experiments/14_reproduce.ipynb #cd5236ca2

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['ABOUT', 'TIMED', 'COST', 'COLUMNS', 'KEPT', 'Key', 'Group', 'group', 'named', 'table', 'plainer', 'counterpart',
-           'table_text', 'read_table', 'same_table', 'compare', 'headline', 'panels', 'accuracies', 'table_markdown']
+           'table_text', 'read_table', 'same_table', 'compare', 'headline_rows', 'panels', 'accuracies',
+           'table_markdown']
 
 # %% ../../nbs/experiments/06_tables.ipynb #cell-003
 import io
@@ -276,14 +277,14 @@ def compare(ours: pd.DataFrame, committed: pd.DataFrame) -> pd.DataFrame:
     ).reset_index()
 
 # %% ../../nbs/experiments/06_tables.ipynb #cell-042
-def headline(frame: pd.DataFrame) -> pd.DataFrame:
+def headline_rows(frame: pd.DataFrame) -> pd.DataFrame:
     """The rows of each task's first metric."""
     return frame[frame.metric == frame.groupby("task", sort=False).metric.transform("first")]
 
 
 def panels(frame: pd.DataFrame) -> dict[tuple[str, str], pd.DataFrame]:
     """The headline rows of each (task, domain), in the table's order."""
-    return dict(iter(headline(frame).groupby(["task", "domain"], sort=False)))
+    return dict(iter(headline_rows(frame).groupby(["task", "domain"], sort=False)))
 
 # %% ../../nbs/experiments/06_tables.ipynb #c8c949ed5
 def accuracies(frame: pd.DataFrame, setting: str | None = None) -> pd.DataFrame:
@@ -302,7 +303,7 @@ def _cell(row: pd.Series) -> str:
 
 def table_markdown(frame: pd.DataFrame) -> str:
     """A compact Markdown table: methods in rows, headline values (published ones in brackets), then the costs."""
-    top, places = headline(frame), panels(frame)
+    top, places = headline_rows(frame), panels(frame)
     costs = {
         "params, M": ("params", 1e-6),
         "size, MB": ("size_bytes", 1e-6),
