@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from .models.card import save_student
     from .models.encoders import load_tokenizer
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 # The front door. Each name is imported from its module on first use, so that `import kdnotes` stays instant.
 _HOME = {

@@ -1,6 +1,7 @@
 """Every verdict follows from the interval and the bound, and nothing that was not run is told as a number."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -183,6 +184,17 @@ def test_the_pages_are_those_of_the_committed_runs(results):
     for plan in PLANS.values():
         for path in FIGURES.glob(f"{plan.name}/*/runs.jsonl"):
             assert f"{judge(plan.claims[0], read_lines(path))}." in captions
+
+
+def test_the_findings_of_the_first_page_are_those_of_the_results(results):
+    text = (ROOT / "README.md").read_text()
+    found = re.findall(r"^- (.+?): ([+-]?[\d.]+ .+?) \(\*\*(.+?)\*\*\)\.$", text, re.M)
+    told = {
+        (r.claim.sentence, str(r.answers["world"].judged.measured), r.answers["world"].judged.verdict)
+        for r in results
+        if "world" in r.answers
+    }
+    assert len(found) == 3 and set(found) <= told
 
 
 def test_a_real_student_below_the_bag_of_words_says_so():
