@@ -38,11 +38,11 @@ html_favicon = "static/icon.svg"
 html_context = {"default_mode": "auto"}
 html_show_sourcelink = False
 html_copy_source = False
-html_sidebars = {page: [] for page in ("index", "nbs/index", "figures/README", "CONTRIBUTING", "CHANGELOG", "search")}
+html_sidebars = {page: [] for page in ("index", "nbs/index", "RESULTS", "figures/README", "CONTRIBUTING", "CHANGELOG", "search")}
 html_theme_options = {
     "logo": {"text": project},
     "icon_links": [{"name": "GitHub", "url": REPOSITORY, "icon": "fa-brands fa-github"}],
-    "header_links_before_dropdown": 6,
+    "header_links_before_dropdown": 7,
     "secondary_sidebar_items": ["page-toc"],
     "show_toc_level": 2,
     "footer_start": ["copyright"],

@@ -230,7 +230,7 @@ def stage(out: Path) -> None:
         (out / path).parent.mkdir(parents=True, exist_ok=True)
         nbformat.write(convert(path), out / path)
 
-    for page in ("CONTRIBUTING.md", "CHANGELOG.md", "docs/index.md"):
+    for page in ("RESULTS.md", "CONTRIBUTING.md", "CHANGELOG.md", "CITATION.cff", "docs/index.md"):
         shutil.copy(ROOT / page, out)
     shutil.copytree(ROOT / "figures", out / "figures", ignore=shutil.ignore_patterns("*.jsonl", "*.svg"))
     (out / "figures" / "README.md").write_text(figures_page((ROOT / "figures" / "README.md").read_text()))

@@ -265,6 +265,6 @@ def test_tables_of_the_committed_runs_are_the_committed_tables():
     from kdnotes.experiments.tables import table_text
 
     for path in sorted(FIGURES.glob("*/*/runs.jsonl")):
-        frame, _ = tabulate(PLANS[path.parent.parent.name], path.parent.name, read_lines(path))
+        frame = tabulate(PLANS[path.parent.parent.name], path.parent.name, read_lines(path))
         assert table_text(frame) == (path.parent / "table.csv").read_text(), path.parent
         assert isinstance(read_table(path.parent / "table.csv"), pd.DataFrame)

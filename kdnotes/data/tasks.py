@@ -177,8 +177,9 @@ shopping_list_update pto_balance order_checks travel_alert fun_fact sync_device 
 ingredient_substitution calories current_location international_fees calculator definition next_holiday update_playlist mpg
 min_payment change_user_name restaurant_suggestion travel_notification cancel pto_used travel_suggestion change_volume"""
 # fmt: off
-register_task(Task("clinc150", "single", ("text",), "intent", tuple(_CLINC150.split()), metrics=("accuracy", "macro_f1"),
-                   hub_id="clinc/clinc_oos", hub_config="plus", world="intents150"))
+_task = register_task(
+    Task("clinc150", "single", ("text",), "intent", tuple(_CLINC150.split()), metrics=("accuracy", "macro_f1"),
+         hub_id="clinc/clinc_oos", hub_config="plus", world="intents150"))
 # fmt: on
 
 # %% ../../nbs/data/01_tasks.ipynb #cdb0a7d35

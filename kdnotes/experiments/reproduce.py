@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -75,12 +76,10 @@ class Artefact(NamedTuple):
     draw: "Callable[[pd.DataFrame, str], Figure]"
 
 
-def tabulate(plan: Plan, profile: str, records: list[dict]) -> tuple[pd.DataFrame, list[Judged]]:
-    """The table of a plan, and its claims with their verdicts, the headline first."""
-    real = find_profile(profile).source != "world"
-    published = plan.published if real else None
-    frame = table(records, plan.name, profile, plan.tasks(profile), plan.methods(profile), plan.baseline, published)
-    return frame, [judge(claim, records) for claim in plan.claims]
+def tabulate(plan: Plan, profile: str, records: list[dict]) -> pd.DataFrame:
+    """The table of a plan; published values stand beside those from real data."""
+    published = plan.published if find_profile(profile).source != "world" else None
+    return table(records, plan.name, profile, plan.tasks(profile), plan.methods(profile), plan.baseline, published)
 
 
 def redraw(artefact: Artefact, profile: str, figures: Path) -> Path:
@@ -95,8 +94,8 @@ def redraw(artefact: Artefact, profile: str, figures: Path) -> Path:
     if not (folder / "runs.jsonl").exists():
         raise FileNotFoundError(f"no stored runs for {artefact.plan.name} with profile {profile} under {Path(figures).name}/")
     made, records = json.loads((folder / "provenance.json").read_text()), read_lines(folder / "runs.jsonl")
-    frame, judged = tabulate(artefact.plan, profile, records)
-    return save_artefact(folder, records, frame, artefact.draw(frame, str(judged[0])), made)
+    frame, headline = tabulate(artefact.plan, profile, records), judge(artefact.plan.claims[0], records)
+    return save_artefact(folder, records, frame, artefact.draw(frame, str(headline)), made)
 
 # %% ../../nbs/experiments/14_reproduce.ipynb #c2179f7e8
 @dataclass(frozen=True)
@@ -106,9 +105,13 @@ class Opened:
     plan: Plan
     records: list[dict]
     frame: pd.DataFrame
-    judged: list[Judged]
     folder: Path
     made: dict
+
+    @cached_property
+    def judged(self) -> list[Judged]:
+        """The claims of the plan with their verdicts, the headline first."""
+        return [judge(claim, self.records) for claim in self.plan.claims]
 
     def save(self, draw: "Callable[[pd.DataFrame, str], Figure]") -> str:
         """Draw the table, write the five files of the artefact, and return the path of its picture."""
@@ -138,7 +141,7 @@ def open_artefact(
     command = ["kdnotes", "reproduce", "--only", name, "--profile", profile, *(["--seeds", str(seeds)] if seeds else [])]
     command += [word for key, value in changed.items() for word in ("--set", f"{key}={json.dumps(value)}")]
     folder = root / (output or f"build/figures/{name}/{profile}")
-    return Opened(plan, records, *tabulate(plan, profile, records), folder, origin(plan, records, began or time.time(), command))
+    return Opened(plan, records, tabulate(plan, profile, records), folder, origin(plan, records, began or time.time(), command))
 
 # %% ../../nbs/experiments/14_reproduce.ipynb #c7a136511
 def origin(plan: Plan, records: list[dict], start: float, command: list[str]) -> dict:
