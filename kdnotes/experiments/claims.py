@@ -20,10 +20,9 @@ from ..learning.registry import with_role
 
 # %% ../../nbs/experiments/07_claims.ipynb #ce07
 UNITS = {
-    "points": (100, "{:+.1f}", " points"),
-    "%": (100, "{:.1f}", " %"),
+    "points": (100, "{:+z.1f}", " points"),
+    "%": (100, "{:z.1f}", " %"),
     "times": (1, "{:.1f}", " times"),
-    "": (1, "{:.2f}", ""),
 }
 
 
@@ -37,7 +36,7 @@ class Measured(NamedTuple):
 
     def __str__(self) -> str:
         scale, form, unit = UNITS[self.unit]
-        value, low, high = (form.format(scale * number + 0.0) for number in self.found)
+        value, low, high = (form.format(scale * number) for number in self.found)
         return self.text or (f"{value}{unit}" if low == value == high else f"{value}{unit} [{low}, {high}]")
 
     @property
@@ -235,7 +234,8 @@ def falls(pairs: Callable[[dict], tuple[float, float] | None], draws: int = 2000
         rows = [np.arange(len(found)), *(rng.integers(len(found), size=len(found)) for _ in range(draws))]
         with np.errstate(invalid="ignore"):
             drawn = [-np.corrcoef(*(rankdata(column) for column in found[chosen].T))[0, 1] for chosen in rows]
-        return Measured(interval(np.array(drawn)), 0.0, "")
+        fall = interval(np.array(drawn))
+        return Measured(fall, text=f"rank correlation {-fall.value:.2f} [{-fall.high:.2f}, {-fall.low:.2f}]")
 
     return measure
 

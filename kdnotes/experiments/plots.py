@@ -9,6 +9,7 @@ __all__ = ['COLOURS', 'LEVELS', 'style', 'overlap', 'place', 'label', 'header', 
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from textwrap import wrap
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -138,11 +139,13 @@ def label(
 # %% ../../nbs/experiments/08_plots.ipynb #c61a35c69
 def header(fig: "Figure", title: str, *lines: str) -> None:
     """Write a title and further lines over a figure, and keep their place free."""
-    lines = [line for line in lines if line]
-    inch = 1 / fig.get_figheight()
-    fig.text(0.01, 1 - 0.1 * inch, title, va="top", fontsize=13, fontweight="bold")
-    fig.text(0.01, 1 - 0.38 * inch, "\n".join(lines), va="top", color=COLOURS["reference"])
-    fig.get_layout_engine().set(rect=(0, 0, 1, 1 - (0.45 + 0.18 * len(lines)) * inch))
+    inch, width = 1 / fig.get_figheight(), fig.get_figwidth()
+    titles = wrap(title, int(8.2 * width))  # 8 bold letters of 13 points, or 12 of 10 points, are an inch
+    lines = [part for line in lines for part in (wrap(line, int(12 * width)) if "$" not in line else [line])]
+    below = 0.16 + 0.22 * len(titles)
+    fig.text(0.01, 1 - 0.1 * inch, "\n".join(titles), va="top", fontsize=13, fontweight="bold")
+    fig.text(0.01, 1 - below * inch, "\n".join(lines), va="top", color=COLOURS["reference"])
+    fig.get_layout_engine().set(rect=(0, 0, 1, 1 - (below + 0.07 + 0.18 * len(lines)) * inch))
 
 # %% ../../nbs/experiments/08_plots.ipynb #cbdd1c2c9
 LEVELS = {"majority": "majority", "bag of words": "bag of words"}  # role -> what its line is called
