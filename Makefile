@@ -32,6 +32,7 @@ readme: .venv/.installed  ## write README.md from nbs/index.ipynb
 	$(BIN)/python tests/readme.py
 
 site: .venv/.installed  ## build the site into build/site, offline and without running a notebook
+	@rm -rf _proc build/site
 	$(BIN)/python docs/convert.py _proc
 	$(BIN)/sphinx-build -q -c docs -d _proc/.doctrees _proc build/site
 	@rm -rf _proc

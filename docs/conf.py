@@ -42,7 +42,7 @@ html_sidebars = {page: [] for page in ("index", "nbs/index", "RESULTS", "figures
 html_theme_options = {
     "logo": {"text": project},
     "icon_links": [{"name": "GitHub", "url": REPOSITORY, "icon": "fa-brands fa-github"}],
-    "header_links_before_dropdown": 5,
+    "header_links_before_dropdown": 7,
     "secondary_sidebar_items": ["page-toc"],
     "show_toc_level": 2,
     "footer_start": ["copyright"],

@@ -101,7 +101,7 @@ def test_a_pickled_entry_is_not_opened(tmp_path):
 WRITER = """
 import sys, time; sys.path.insert(0, "tests")
 import numpy as np, test_cache
-from kdnotes import knowledge
+from kdnotes.learning import knowledge
 from kdnotes.core.store import Store
 predict = knowledge.predict
 def slow(*args, **kwargs):

@@ -173,7 +173,7 @@ def _rows(key: Key, groups: dict[Key, Group], one: Task, baseline: str) -> list[
 
 # %% ../../nbs/experiments/06_tables.ipynb #cell-023
 def plainer(setting: str) -> list[str]:
-    """A setting, and what it is held against where the other has none of that name: `n=64, flat sources`, `n=64`, ``."""
+    """A setting, and what it is held against where the other has none of that name: `n=64, flat sources`, `n=64`, nothing."""
     parts = setting.split(", ")
     return [", ".join(parts[:count]) for count in range(len(parts), -1, -1)]
 
