@@ -127,7 +127,7 @@ def test_size_and_speed_hold_only_together():
 
 def test_a_direction_is_a_rank_correlation():
     def swept(values):
-        return [{"pair": (float(i), float(value)), "spec": {}} for i, value in enumerate(values)]
+        return [{"pair": (float(i), float(value)), "spec": {"task": "sst2"}} for i, value in enumerate(values)]
 
     for values, verdict in (
         ([9, 7, 5, 3, 1, 0], "holds"),
