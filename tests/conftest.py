@@ -12,16 +12,29 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 import pytest  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[1]
+NOTEBOOKS = "tests/test_notebooks.py"
 SECONDS_WORTH_A_LINE = 5
 
 
 def pytest_collection_modifyitems(items):
-    items.sort(key=lambda item: file_of(item.nodeid) != "tests/test_notebooks.py")  # the longest file, first where two run
+    items.sort(key=lambda item: file_of(item.nodeid) != NOTEBOOKS)  # the longest file first
     if not os.environ.get("KDNOTES_DATA"):
         skip = pytest.mark.skip(reason="KDNOTES_DATA names no folder with the real data sets")
         for item in items:
             if "data" in item.keywords:
                 item.add_marker(skip)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """A file's tests share what they make, so one process runs them all; notebooks share little, and go to whichever is free."""
+    from xdist.scheduler import LoadFileScheduling
+
+    class Scheduling(LoadFileScheduling):
+        def _split_scope(self, nodeid):
+            return nodeid if file_of(nodeid) == NOTEBOOKS else file_of(nodeid)
+
+    return Scheduling(config, log)
 
 
 def pytest_configure(config):
