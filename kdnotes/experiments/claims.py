@@ -145,7 +145,7 @@ def compared(
 
 
 def above(a: str, b: str, setting: str = "", margin: float = 0.0, metric: str = "", other: str | None = None) -> Callable:
-    """Measures how far method `a` scores above `b`; the claim holds above `-margin`. Parameters as `compared`."""
+    """Measures how far method `a` scores above `b`; the claim holds above `-margin`; parameters as `compared`."""
     return lambda records: Measured(pooled_difference(compared(group(records), a, b, setting, metric, other)), -margin)
 
 # %% ../../nbs/experiments/07_claims.ipynb #ce18
