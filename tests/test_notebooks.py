@@ -15,7 +15,21 @@ def in_the_book(path: Path) -> bool:
     return not hidden and not (path.parent / ".notest").exists()
 
 
+@pytest.fixture
+def registries():
+    """A page registers its methods and tasks anew, from its own cells: the tests that follow get the package's back."""
+    from kdnotes.data.tasks import TASKS
+    from kdnotes.methods import METHODS
+
+    before = [(registry, dict(registry)) for registry in (METHODS, TASKS)]
+    yield
+    for registry, entries in before:
+        registry.clear()
+        registry.update(entries)
+
+
 @pytest.mark.slow
+@pytest.mark.usefixtures("registries")
 @pytest.mark.parametrize(
     "notebook",
     [path for path in sorted(NBS.rglob("*.ipynb")) if in_the_book(path)],
