@@ -120,7 +120,7 @@ def claims_markdown(results: Iterable[Result], profiles: tuple[str, ...] = ("wor
         "claim",
         "published",
         *({"world": "embedded data", "laptop": "real data"}.get(name, name) for name in profiles),
-        "why",
+        "possible reason, on embedded data",
     ]
     lines = [head, ["---"] * len(head)]
     for result in results:
@@ -140,7 +140,9 @@ def results_markdown(results: list[Result]) -> str:
     parts = [
         "# Which claims hold?\n\nWritten by `kdnotes results` from the plans and the committed runs. A claim *holds* where the "
         "95 % interval of what was measured lies above its bound, *does not hold* where it lies below, and otherwise one "
-        f"*cannot tell*. Seeds are those of the rows that a claim is about. Verdicts on the embedded data: {counted}.\n"
+        "*cannot tell*. Seeds are those of the rows that a claim is about; with one, the interval knows the scored rows but not "
+        "how much another training would differ. The claims were written down after these runs had been made, and no interval "
+        f"is widened for their number: some would hold by chance. Verdicts on the embedded data: {counted}.\n"
     ]
     for letter, title in FAMILIES.items():
         if mine := [result for result in results if result.claim.name.startswith(letter)]:

@@ -41,7 +41,7 @@ CLAIMS = (
           refuted="as good without it", student=("l2a", "n=64")),
     Claim("L6", "The generator matters", "L2A, abstract: rows of the source as they are instead",
           above("l2a", "l2a_no_generator", "n=64", metric="accuracy"), refuted="as good without it",
-          why="half of what it writes are no sentences of the target", student=("l2a", "n=64")),
+          why="little more than half of what it writes are sentences of the target", student=("l2a", "n=64")),
 )  # fmt: skip
 
 # %% ../../nbs/figures/fig12.ipynb #c813e7ad2
