@@ -3,6 +3,7 @@
 import os
 import time
 from collections import Counter, defaultdict
+from functools import cache
 from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # read when huggingface_hub is imported, hence before any test module
@@ -23,6 +24,24 @@ def pytest_collection_modifyitems(items):
         for item in items:
             if "data" in item.keywords:
                 item.add_marker(skip)
+
+
+@pytest.fixture(autouse=True)
+def small_reference(request, monkeypatch):
+    """Every run is timed beside the shape of BERT-base, which takes longer than most tests: two layers stand in for it here."""
+    if file_of(request.node.nodeid) != "tests/test_cost.py":
+        from kdnotes.models import cost
+
+        monkeypatch.setattr(cost, "bert_base_shape", small_reference_shape)
+
+
+@cache
+def small_reference_shape():
+    import torch
+    from transformers import BertConfig, BertForSequenceClassification
+
+    with torch.random.fork_rng(devices=[]):
+        return BertForSequenceClassification(BertConfig(num_hidden_layers=2, hidden_size=64, num_attention_heads=2)).eval()
 
 
 @pytest.hookimpl(optionalhook=True)

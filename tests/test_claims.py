@@ -26,8 +26,8 @@ from kdnotes.experiments.claims import (
     smaller_and_faster,
 )
 from kdnotes.experiments.plans import Plan, Run
-from kdnotes.experiments.results import accept, answer, claims_markdown, collect, results_markdown
-from kdnotes.experiments.tables import read_table
+from kdnotes.experiments.results import accept, answer, claims_markdown, collect, minutes_a_seed, results_markdown
+from kdnotes.experiments.tables import read_table, table_markdown
 
 ROOT = Path(__file__).parents[1]
 FIGURES = ROOT / "figures"
@@ -89,7 +89,7 @@ def test_a_fault_in_a_measure_is_not_hidden():
 
 def test_the_best_is_above_each_and_names_the_nearest():
     found = judge(claimed(best("kd", ("undistilled", "tinybert"))), RECORDS)
-    assert found.verdict == "holds" and str(found.measured).endswith("to tinybert")
+    assert found.verdict == "holds" and str(found.measured).endswith("to TinyBERT")
     assert judge(claimed(best("kd", ("undistilled", "teacher"))), RECORDS).verdict != "holds"
 
 
@@ -273,3 +273,22 @@ def test_tables_of_the_committed_runs_are_the_committed_tables():
         frame = tabulate(PLANS[path.parent.parent.name], path.parent.name, read_lines(path))
         assert table_text(frame) == (path.parent / "table.csv").read_text(), path.parent
         assert isinstance(read_table(path.parent / "table.csv"), pd.DataFrame)
+
+
+@pytest.mark.parametrize("name", sorted(PLANS))
+def test_the_page_of_a_figure_stores_the_committed_tables_and_pictures(name):
+    cells = json.loads((ROOT / "nbs" / "figures" / f"{name}.ipynb").read_text())["cells"]
+    outputs = [output.get("data", {}) for cell in cells for output in cell.get("outputs", [])]
+    shown = ["".join(data["text/markdown"]) for data in outputs if "text/markdown" in data]
+    committed = sorted(FIGURES.glob(f"{name}/*/table.csv"))
+    for path in committed:
+        assert table_markdown(read_table(path)) in shown, f"{path}: run nbs/figures/{name}.ipynb again"
+    assert sum("image/png" in data for data in outputs) >= len(committed)
+
+
+def test_the_minutes_of_the_first_page_are_those_of_the_committed_runs():
+    text = (ROOT / "README.md").read_text()
+    for name in PLANS:
+        stored = [FIGURES / name / profile / "runs.jsonl" for profile in ("world", "laptop")]
+        minutes = " / ".join(f"{minutes_a_seed(read_lines(path)):.0f}" for path in stored if path.exists())
+        assert re.search(rf"\[{name}\]\(nbs/figures/{name}\.ipynb\) \| [^|]+ \| {minutes} \|$", text, re.M), (name, minutes)

@@ -1,6 +1,7 @@
 """Tables hold exactly what the metrics say, are the same each time, and refuse inconsistent records."""
 
 import io
+import re
 import subprocess
 import sys
 
@@ -9,14 +10,17 @@ import pandas as pd
 import pytest
 from records import cost, run
 
-from kdnotes.core.metrics import bootstrap, flatten, paired_difference, score
+from kdnotes.core.metrics import Comparison, bootstrap, flatten, paired_difference, pooled_difference, score
 from kdnotes.core.records import pack, unpack
 from kdnotes.data.tasks import Task
 from kdnotes.experiments.tables import (
     ABOUT,
     COLUMNS,
     TIMED,
+    accuracies,
     compare,
+    headline_rows,
+    mean_rows,
     read_table,
     same_table,
     table,
@@ -65,7 +69,7 @@ def test_columns_are_the_contract():
 
 def test_rows_stand_in_the_order_of_tasks_methods_and_metrics(records):
     frame = table(records[::-1], "fig02", "world", TASKS[::-1], methods=["kd", "majority"])
-    assert frame.task.drop_duplicates().tolist() == ["beta", "alpha"]
+    assert frame.task.drop_duplicates().tolist() == ["beta", "alpha", "mean"]
     assert frame.method.drop_duplicates().tolist() == ["kd", "majority"]
     assert frame.metric[frame.task == "beta"].tolist()[:2] == ["f1", "accuracy"]
 
@@ -120,7 +124,38 @@ def test_settings_fall_back_to_the_plain_baseline_and_sort_by_number():
 def test_domains_are_rows_in_the_task_s_order():
     found = [run(m, "spread", s, domain=d) for d in ("east", "west") for m, s in SKILLS.items()]
     frame = table(found, "fig14", "world", [SPREAD])
-    assert frame.domain.drop_duplicates().tolist() == ["west", "east"]
+    assert frame.domain.drop_duplicates().tolist() == ["west", "east", "mean"]
+
+
+def test_the_mean_over_places_is_paired_place_by_place_and_only_of_what_was_run_everywhere():
+    found = [run(m, "spread", s, domain=d) for d in ("east", "west") for m, s in SKILLS.items()]
+    found = [r for r in found if (r["spec"]["method"], r["spec"]["domain"]) != ("kd", "east")]
+    frame = table(found, "fig14", "world", [SPREAD])
+    means = mean_rows(frame).set_index("method")
+    each = frame[(frame.metric == "accuracy") & (frame.domain != "mean")]
+    assert set(means.index) == set(SKILLS) - {"kd"} and (means.domain == "mean").all()
+    for method, row in means.iterrows():
+        assert row.value == pytest.approx(each[each.method == method].value.mean(), abs=1e-5)
+    pairs = [(r["labels"], r["predictions"]) for r in found if r["spec"]["method"] == "teacher"]
+    other = [r["predictions"] for r in found if r["spec"]["method"] == "undistilled"]
+    compared = [
+        Comparison("accuracy", unpack(y), unpack(a)[None], unpack(b)[None], SPREAD.labels) for (y, a), b in zip(pairs, other)
+    ]
+    gain = pooled_difference(compared)
+    row = means.loc["teacher"]
+    assert (row.delta, row.delta_low, row.delta_high) == pytest.approx(gain, abs=1e-5)
+
+
+def test_tasks_of_different_metrics_have_a_mean_over_the_one_that_they_share(records):
+    frame = table(records, "fig02", "world", TASKS[:2])
+    means = mean_rows(frame)
+    assert set(means.task) == {"mean"} and set(means.metric) == {"accuracy"}
+    assert not headline_rows(frame).task.isin(["mean"]).any() and not (accuracies(frame).task == "mean").any()
+
+
+def test_what_rounding_leaves_of_a_zero_is_zero(records):
+    text = table_text(table(records, "fig02", "world", TASKS[:2]))
+    assert not re.search(r"e-1[0-9]", text)
 
 
 def test_token_tasks_use_the_tag_names():

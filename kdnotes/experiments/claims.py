@@ -16,7 +16,7 @@ import numpy as np
 from ..core.metrics import Comparison, Interval, interval, pooled_difference, replicates
 from ..data.tasks import task
 from .tables import Group, Key, counterpart, group, named
-from ..learning.registry import with_role
+from ..learning.registry import describe, with_role
 
 # %% ../../nbs/experiments/07_claims.ipynb #ce07
 UNITS = {
@@ -176,7 +176,7 @@ def best(a: str, others: Sequence[str], setting: str = "", metric: str = "") -> 
         gains = {b: pooled_difference(compared(groups, a, b, setting, metric)) for b in others}
         nearest = min(gains, key=lambda b: gains[b].low)
         least = Measured(gains[nearest])
-        return least._replace(text=f"{least} to {nearest}")
+        return least._replace(text=f"{least} to {describe(nearest).title}")
 
     return measure
 

@@ -78,6 +78,8 @@ class Plan:
     sizes: the plan's own, by the name of the profile: entries of the profile, and settings that go to each method that has them.
     baseline: the method that a table's differences are taken to.
     published: `{(method, task, domain, setting, metric): value}` on the official data, as fractions.
+    details: from a spec to the names of what the figure's page reads of its run's details, beside the measures; nothing else
+        of them is committed.
     """
 
     name: str
@@ -87,6 +89,7 @@ class Plan:
     sizes: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     baseline: str = "undistilled"
     published: Mapping[tuple[str, str, str, str, str], float] = field(default_factory=dict)
+    details: Callable[[dict], tuple[str, ...]] = lambda spec: ()  # noqa: E731
 
     def listed(self, profile: str, seed: int = 0, **changed: Any) -> list[Run]:
         """The runs of one seed in a profile, of which a user changed entries."""

@@ -85,7 +85,7 @@ def place(
     """
     (width, height), (x, y, radius) = size, around
     best = (math.inf, ())
-    for step in range(7):
+    for step in range(12):
         for turn in range(16):
             # start at the right and fan out from there, where a reader looks first
             angle = math.pi / 8 * (turn // 2 + turn % 2) * (-1) ** turn
@@ -104,6 +104,7 @@ def label(
     radii: Sequence[float],
     colours: Sequence,
     keep_clear: Sequence[tuple] = (),
+    bold: Sequence[bool] = (),
 ) -> list[tuple]:
     """Write names beside their bubbles without collisions; the layout must be final.
 
@@ -111,6 +112,7 @@ def label(
     ----------
     points: bubble centres, `(n, 2)`, in data units; `radii` in points.
     keep_clear: further rectangles `(x0, y0, x1, y1)` in pixels.
+    bold: which names are written in bold; none if empty.
 
     Returns
     -------
@@ -120,10 +122,11 @@ def label(
     centres, radii = ax.transData.transform(points), np.asarray(radii) * scale
     taken = [(x - r, y - r, x + r, y + r) for (x, y), r in zip(centres, radii)] + list(keep_clear)
     boxes = []
-    for name, point, (x, y), r, colour in zip(names, points, centres, radii, colours):
+    for name, point, (x, y), r, colour, strong in zip(names, points, centres, radii, colours, bold or [False] * len(names)):
         text = ax.annotate(
             name, point, xytext=(0, 0), textcoords="offset points", fontsize=9, ha="center", va="center", color=colour
         )
+        text.set_fontweight("bold" if strong else "normal")
         size = text.get_window_extent(renderer)
         box = place((size.width + 8, size.height), (x, y, r), np.array(taken), tuple(ax.bbox.extents))
         middle = (box[0] + box[2]) / 2, (box[1] + box[3]) / 2
@@ -167,7 +170,7 @@ def draw_levels(ax: "Axes", shown: pd.DataFrame, constants: pd.DataFrame) -> Non
     span, below = max(top - bottom, 0.02), []
     for row in constants.sort_values("value").itertuples():
         name = f"{LEVELS.get(describe(row.method).role, row.method)} {row.value:.3f}"
-        if row.value < bottom - 1.5 * span:
+        if row.value < bottom - span:
             below.append(name)
             continue
         ax.axhline(row.value, ls="--", lw=1, color=COLOURS["reference"], zorder=1)

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from ..adabert.sizes import SEARCH
-from ..core.metrics import pooled_difference
+from ..adabert.sizes import SEARCH, searches_read
+from ..core.metrics import METRICS, pooled_difference
 from ..experiments.claims import Claim, Measured, above, compared
 from ..experiments.plans import Plan, Run
 from ..experiments.plots import header, style
@@ -21,6 +21,7 @@ from ..experiments.profiles import Profile
 from ..experiments.tables import group, headline_rows
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 # %% ../../nbs/figures/fig08_crosstask.ipynb #c20f9aed7
@@ -55,7 +56,7 @@ def runs(size: Profile, seed: int) -> list[Run]:
         run
         for task in TASKS
         for run in (
-            *(Run(method, task) for method in ("majority", "teacher", "undistilled", BY_CHANCE)),
+            *(Run(method, task) for method in ("majority", "bag_of_words", "teacher", "undistilled", BY_CHANCE)),
             *(Run(SEARCHED, task, setting=ON + other, changes=dict(genotype=other, start="scratch")) for other in TASKS),
         )
     ]
@@ -63,18 +64,18 @@ def runs(size: Profile, seed: int) -> list[Run]:
 
 PLAN = Plan(
     "fig08_crosstask", "Figure 8, continued: an architecture on a task that it was not searched for",
-    CLAIMS, runs, sizes=SEARCH, baseline="adabert_random",
+    CLAIMS, runs, sizes=SEARCH, baseline="adabert_random", details=searches_read,
 )  # fmt: skip
 
 # %% ../../nbs/figures/fig08_crosstask.ipynb #cell-014
-def crosstask(frame: pd.DataFrame) -> pd.DataFrame:
-    """Headline scores: a row per task of the search, and `random`; a column per task of the training."""
+def crosstask(frame: pd.DataFrame, column: str = "value") -> pd.DataFrame:
+    """A column of the headline rows: a row per task of the search, and `random`; a column per task of the training."""
     rows = headline_rows(frame)
     searched = rows[(rows.method == SEARCHED) & rows.setting.str.startswith(ON)]
     searched = searched.assign(search=searched.setting.str.removeprefix(ON))
     tasks = list(dict.fromkeys(rows.task))
-    matrix = searched.pivot_table(index="search", columns="task", values="value").reindex(index=tasks, columns=tasks)
-    by_chance = rows[rows.method == BY_CHANCE].set_index("task").value
+    matrix = searched.pivot(index="search", columns="task", values=column).reindex(index=tasks, columns=tasks)
+    by_chance = rows[rows.method == BY_CHANCE].set_index("task")[column]
     return pd.concat([matrix, by_chance.reindex(tasks).rename("random").to_frame().T])
 
 
@@ -97,22 +98,46 @@ def draw(frame: pd.DataFrame, headline: str = "") -> "Figure":
     from matplotlib.figure import Figure
 
     matrix = crosstask(frame)
-    wins, chance = diagonal_wins(matrix)
-    spread = matrix - matrix.mean()
+    (wins, chance), metrics = diagonal_wins(matrix), headline_rows(frame).groupby("task").metric.first()
+    spread = 100 * (matrix - matrix.mean()).to_numpy(float)
+    limit = float(np.nanmax(np.abs(spread))) or 1.0
     with style():
-        fig = Figure(figsize=(max(8.5, 1.8 * len(matrix.columns) + 3), 0.7 * len(matrix) + 2), layout="constrained")
+        fig = Figure(figsize=(max(8.5, 1.8 * len(matrix.columns) + 3), 0.75 * len(matrix) + 2.2), layout="constrained")
         FigureCanvasAgg(fig)
-        title = f"The best searched architecture is the task's own on {wins} of {len(matrix.columns)} tasks"
-        header(fig, headline, f"{title}; by chance it would be on {chance:g}. Colour: above (orange) or below a column's mean")
+        found = (
+            f"The best searched architecture is the task's own on {wins} of {len(matrix.columns)} tasks; by chance on {chance:g}."
+        )
+        header(
+            fig,
+            headline,
+            found,
+            "Framed: the task's own. Bold: the best searched one of a column. Below a score: its 95 % interval.",
+        )
         ax = fig.subplots()
-        limit = float(np.nanmax(np.abs(spread.to_numpy(float)))) or 1.0
-        ax.imshow(spread.to_numpy(float), cmap="PuOr_r", vmin=-limit, vmax=limit, aspect="auto", alpha=0.5)
-        for i, j in np.ndindex(matrix.shape):
-            value, own = matrix.iloc[i, j], matrix.index[i] == matrix.columns[j]
-            if not np.isnan(value):
-                ax.text(j, i, f"{value:.3f}", ha="center", va="center", fontweight="bold" if own else "normal", fontsize=11)
-        ax.set(xticks=range(len(matrix.columns)), xticklabels=matrix.columns, yticks=range(len(matrix)), xlabel="trained on")
-        ax.set(yticklabels=[name if name == "random" else f"searched on {name}" for name in matrix.index])
+        image = ax.imshow(spread, cmap="PuOr_r", vmin=-limit, vmax=limit, aspect="auto", alpha=0.5)
+        bar = fig.colorbar(image, label="points above the column's mean", pad=0.02)
+        bar.outline.set_visible(False)
+        _write_scores(ax, matrix, crosstask(frame, "ci_low"), crosstask(frame, "ci_high"))
+        names = [f"{task}\n{METRICS[metrics[task]].title}" for task in matrix.columns]
+        ax.set(xticks=range(len(names)), xticklabels=names, yticks=range(len(matrix)), xlabel="trained on")
+        ax.set(yticklabels=[f"searched on {name}" for name in matrix.index[:-1]] + ["random, same cost"])
         ax.grid(False)
         ax.tick_params(length=0)
+        ax.spines[:].set_visible(False)
     return fig
+
+# %% ../../nbs/figures/fig08_crosstask.ipynb #c4408b0eb
+def _write_scores(ax: "Axes", matrix: pd.DataFrame, low: pd.DataFrame, high: pd.DataFrame) -> None:
+    from matplotlib.patches import Rectangle
+
+    best = matrix.iloc[:-1].max()
+    for i, j in np.ndindex(matrix.shape):
+        search, task, value = matrix.index[i], matrix.columns[j], matrix.iloc[i, j]
+        if search == task:
+            ax.add_patch(Rectangle((j - 0.47, i - 0.42), 0.94, 0.84, fill=False, lw=2.5))
+        if not np.isnan(value):
+            weight = "bold" if value == best[task] and i < len(matrix) - 1 else "normal"
+            ax.text(j, i - 0.12, f"{value:.3f}", ha="center", va="center", fontsize=13, fontweight=weight)
+        if not np.isnan(low.iloc[i, j]):
+            ax.text(j, i + 0.24, f"{low.iloc[i, j]:.3f} to {high.iloc[i, j]:.3f}", ha="center", va="center", fontsize=9)
+    ax.axhline(len(matrix) - 1.5, color="white", lw=6)

@@ -54,7 +54,10 @@ def runs(size: Profile, seed: int) -> list[Run]:
     """Teacher and plain student of 64 labelled kitchen reviews."""
     domain, sources = targets(size.source)["amazon"]
     scarce = dict(budget=64) | passes(size.source, 64, size.batch_size)
-    return [Run(method, "amazon", domain, "n=64", scarce, sources) for method in ("majority", "teacher", "undistilled")]
+    return [
+        Run(method, "amazon", domain, "n=64", scarce, sources)
+        for method in ("majority", "bag_of_words", "teacher", "undistilled")
+    ]
 
 
 PLAN = Plan(
@@ -83,60 +86,86 @@ def loop_of(profile: str, name: str = "amazon", domain: str = "kitchen", rows: i
     return Loop(problem, plan, dict(layers=size.layers, width=size.width, heads=size.heads), 0.9, 2.0)
 
 # %% ../../nbs/figures/fig10.ipynb #c1353f9e3
+_NAMES = {
+    "masked language model": ("words", "", "logits"),
+    "domain table": ("", "logits a word"),
+    "label table": ("", "logits a word"),
+    "critic": ("logits",),
+    "policy: what to keep": ("samples", "logit"),
+    "teacher": ("rows", "logits"),
+    "student": ("rows", "logits"),
+}
+
+
 def run_l2a(loop: Loop) -> dict[str, Part]:
     """Play a round, and say what each part was and gave."""
     modules = {"masked language model": loop.generator.model, "domain table": loop.generator.domain,
                "label table": loop.generator.label, "critic": loop.critic, "policy: what to keep": loop.policy.keep,
                "teacher": loop.teacher, "student": loop.students[0]}  # fmt: skip
-    parts = traced(modules, lambda: play_round(loop))
-    choices, plan = [len(logits) for logits in loop.policy.how], loop.plan
-    how = " x ".join(map(str, choices)) + " choices: begin,\nstrength, steps"
+    parts = traced(modules, lambda: play_round(loop), _NAMES)
+    choices, made = [len(logits) for logits in loop.policy.how], loop.plan.groups * loop.plan.group_rows
+    how, held = "{} places to begin,\n{} strengths, {} lengths".format(*choices), len(loop.folds[0][1])
+    labelled = ("labelled rows",)
     return parts | {
-        "policy: how to generate": Part(how, sum(choices), ()), "rows of the target": Part("labelled", 0, (loop.targets,)),
-        "rows of the source": Part("labelled", 0, (len(loop.rows) - loop.targets,)),
-        "samples": Part("of one round", 0, (plan.groups * plan.group_rows,)),
-        "kept samples": Part("of all rounds", 0, (len(loop.kept),)),
-        "held-out rows": Part("of the target", 0, (len(loop.folds[0][1]),)),
+        "policy: how to generate": Part(how, sum(choices)), "rows of the target": Part("", 0, (loop.targets,), labelled),
+        "rows of the source": Part("", 0, (len(loop.rows) - loop.targets,), labelled),
+        "samples": Part("ends of the chains", 0, (made,), ("in one round",)),
+        "kept samples": Part("with their labels", 0, (len(loop.kept),), ("after one round",)),
+        "held-out rows": Part("", 0, (held,), ("of the target",)), "reward": Part("of each sample", 0, (made,), ("gains",)),
     }  # fmt: skip
 
 # %% ../../nbs/figures/fig10.ipynb #g34-08
 _PLACES = {  # x, y of the centre, width, height
-    "rows of the source": (1.5, 6.9, 2.5, 0.9),
-    "rows of the target": (1.5, 4.6, 2.5, 0.9),
-    "held-out rows": (1.5, 0.8, 2.5, 0.9),
-    "domain table": (5.2, 8.3, 2.3, 1.15),
-    "label table": (8.0, 8.3, 2.3, 1.15),
-    "masked language model": (6.6, 6.0, 3.0, 1.2),
-    "policy: how to generate": (6.6, 3.2, 3.0, 1.35),
-    "samples": (10.9, 6.0, 2.2, 0.9),
-    "critic": (10.9, 8.3, 2.3, 1.15),
-    "policy: what to keep": (10.9, 3.2, 2.7, 1.15),
-    "kept samples": (14.0, 3.2, 2.2, 0.9),
-    "teacher": (15.1, 6.0, 3.0, 1.2),
-    "student": (15.1, 0.8, 3.0, 1.2),
+    "where a chain begins": (0.95, 5.7, 1.85, 2.2),
+    "rows of the target": (0.95, 6.05, 1.6, 0.7),
+    "rows of the source": (0.95, 5.15, 1.6, 0.7),
+    "generator": (4.15, 5.7, 3.1, 2.2),
+    "domain table": (3.425, 6.05, 1.4, 0.8),
+    "label table": (4.875, 6.05, 1.4, 0.8),
+    "masked language model": (4.15, 5.15, 2.85, 0.8),
+    "samples": (7.2, 5.7, 1.7, 2.2),
+    "critic": (9.85, 6.35, 2.2, 0.9),
+    "teacher": (9.85, 3.425, 2.2, 4.35),
+    "policy: how to generate": (0.95, 3.45, 1.85, 0.9),
+    "reward": (4.15, 3.45, 1.6, 0.9),
+    "policy: what to keep": (7.2, 3.45, 1.7, 0.9),
+    "kept samples": (7.2, 1.7, 1.7, 0.9),
+    "student": (4.15, 1.7, 2.2, 0.9),
+    "held-out rows": (0.95, 1.7, 1.6, 0.7),
 }
 _ARROWS = [
-    Arrow("rows of the source", "masked language model", "begin here"),
-    Arrow("rows of the target", "masked language model", "or here"),
-    Arrow("domain table", "masked language model", "$b_d$"),
-    Arrow("label table", "masked language model", "$c_y$"),
-    Arrow("policy: how to generate", "masked language model", "how"),
-    Arrow("masked language model", "samples", "chain"),
-    Arrow("samples", "critic", "real?"),
-    Arrow("critic", "masked language model", "refuse, reward", bend=0.12, at=0.45),
-    Arrow("samples", "teacher", "soft labels"),
-    Arrow("teacher", "masked language model", "refuse", bend=0.32, at=0.3),
-    Arrow("samples", "policy: what to keep", "state"),
-    Arrow("policy: what to keep", "kept samples", ""),
-    Arrow("kept samples", "teacher", "refine"),
-    Arrow("kept samples", "student", "distil"),
-    Arrow("teacher", "student", "distillation\nloss", bend=-0.5, loss=True),
+    Arrow("policy: how to generate", "where a chain begins", "choose", step=1),
+    Arrow("where a chain begins", "generator", "rewrite", step=2),
+    Arrow("generator", "samples", "chain"),
+    Arrow("critic", "samples", "refuse", step=3),
+    Arrow("teacher", "samples", "refuse", step=3),
+    Arrow("samples", "policy: what to keep"),
+    Arrow("policy: what to keep", "kept samples", "keep", step=4),
+    Arrow("kept samples", "teacher", "refine", step=5, shift=0.2),
+    Arrow("teacher", "kept samples", "label", shift=-0.2),
+    Arrow("kept samples", "student", "learn", step=6),
     Arrow("held-out rows", "student", "score"),
-    Arrow("student", "policy: what to keep", "gain"),
-    Arrow("student", "policy: how to generate", "gain", at=0.55),
+    Arrow("student", "reward", "gain", step=7),
+    Arrow("reward", "policy: how to generate", "reward", step=8),
+    Arrow("reward", "policy: what to keep", "reward", step=8),
+    Arrow("reward", "generator", "reward", step=8),
 ]
+
+# %% ../../nbs/figures/fig10.ipynb #c51654687
+_STEPS = (
+    "The policy chooses how to write: where a chain begins, how many words it masks, how long it is.",
+    "The generator masks words of the row and fills them in as the target would, again and again.",
+    "Critic and teacher refuse changes that look less real or make the label less true.",
+    "The policy keeps some of the samples, by what teacher, student and critic say of each.",
+    "The teacher is refined on the kept samples, by the labels that they carry; then it labels them itself.",
+    "The student learns from the kept samples and from real rows, as the teacher labels them.",
+    "The gain of a sample is what a step on it would take off the student's loss on held-out rows, "
+    "as the student was before step 6.",
+    "The gains are the reward of policy and generator. The critic learns to tell samples from real rows, "
+    "and the next round begins.",
+)
 _INK = {"reference": ("teacher",), "distillation": ("student",), "no distillation": ("critic",),
-        "augmentation": ("masked language model", "domain table", "label table", "policy: how to generate",
+        "augmentation": ("generator", "masked language model", "domain table", "label table", "policy: how to generate",
                          "policy: what to keep")}  # fmt: skip
 
 # %% ../../nbs/figures/fig10.ipynb #c31950be4
@@ -149,13 +178,14 @@ def draw(frame: pd.DataFrame, headline: str = "") -> "Figure":
     headline: the title; what the drawing shows if empty.
     """
     loop = loop_of(frame.profile.iloc[0])
-    parts = run_l2a(loop)
+    parts = run_l2a(loop) | {"where a chain begins": "", "generator": ""}
     colours = {name: COLOURS[family] for family, names in _INK.items() for name in names}
     modules = loop.generator.domain, loop.generator.label, loop.critic, loop.policy
     learned = sum(weight.numel() for module in modules for weight in module.parameters())
     title = f"L2A: {learned:,} parameters learn how to write and what to keep, beside teacher and student"
     lines = (
-        "Shapes and counts are read off one round of a running loop in this profile's shape; dashed: distillation",
+        "Counts are read off one round of a running loop in this profile's shape",
         "Purple: generator and policy; yellow: the adversary; grey: teacher; blue: student",
     )
-    return drawing(headline or title, (title, *lines) if headline else lines, (14.5, 8.2), parts, _PLACES, _ARROWS, colours)
+    lines = (title, *lines) if headline else lines
+    return drawing(headline or title, lines, (11.1, 9.0), parts, _PLACES, _ARROWS, colours, steps=_STEPS)

@@ -12,19 +12,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from ..core.metrics import METRICS
 from ..data import worlds
 from ..data.tasks import task
 from ..experiments.claims import Claim, above, above_all
+from ..experiments.differences import draw_differences
 from ..experiments.plans import Plan, Run, with_random_labels
-from ..experiments.plots import COLOURS, header, is_level, style
 from ..experiments.profiles import Profile
-from ..experiments.tables import accuracies
-from ..l2a.sizes import LOOP, SIZES, passes, targets
-from ..learning.registry import describe
+from ..l2a.sizes import LOOP, SIZES, loops_read, passes, targets
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 # %% ../../nbs/figures/fig12.ipynb #c4aa442ed
@@ -45,7 +41,7 @@ CLAIMS = (
 )  # fmt: skip
 
 # %% ../../nbs/figures/fig12.ipynb #c813e7ad2
-COMPARED = ("majority", "teacher", "undistilled", "kd", "kd_fixed_aug", "kd_source_mix", "teacher_l2a", "l2a")
+COMPARED = ("majority", "bag_of_words", "teacher", "undistilled", "kd", "kd_fixed_aug", "kd_source_mix", "teacher_l2a", "l2a")
 ABLATIONS = ("l2a_no_critic", "l2a_no_selector", "l2a_fixed_generator", "l2a_no_source", "l2a_no_generator")
 CONTROLLED = ("l2a", "kd_source_mix")  # once more with random labels in the sources, where there is such a control
 
@@ -67,58 +63,25 @@ def runs(size: Profile, seed: int) -> list[Run]:
 PLAN = Plan(
     "fig12", "Figure 12: L2A on four target tasks, from sources with many rows",
     CLAIMS, runs,
-    sizes={profile: SIZES[profile] | LOOP[profile] for profile in SIZES}, baseline="kd_fixed_aug",
+    sizes={profile: SIZES[profile] | LOOP[profile] for profile in SIZES}, baseline="l2a", details=loops_read,
 )  # fmt: skip
 
 # %% ../../nbs/figures/fig12.ipynb #g34-11
-def draw(frame: pd.DataFrame, headline: str = "", setting: str = "n=64") -> "Figure":
-    """Draw the accuracy of every method in a panel per target task, and its mean.
+def draw(frame: pd.DataFrame, headline: str = "") -> "Figure":
+    """Draw how far every method lies from L2A: the mean over the targets, then each, for every number of labelled rows.
 
     Parameters
     ----------
-    frame: a table over targets; the majority class becomes a line, and fewer seeds than the others have are named.
+    frame: a table with the settings `n=...`, its `delta` to `l2a`.
     headline: the title: a claim, what was measured for it, and the verdict.
 
     Raises
     ------
     ValueError
-        No row has this setting.
+        No row has such a setting.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    rows = accuracies(frame, setting)
-    if rows.empty:
-        raise ValueError(f"no row of the table has the setting {setting}, so there is nothing to draw")
-    flat = is_level(rows.method)
-    shown = rows[~flat]
-    fewer = shown.seeds < shown.seeds.max()
-    shown = shown.assign(name=shown.method.where(~fewer, shown.method + " (seeds: " + shown.seeds.astype(str) + ")"))
-    names = list(dict.fromkeys(shown.name))
-    means = shown.groupby(["method", "name"], sort=False).agg(value=("value", "mean"), count=("target", "nunique"))
-    means = means[means["count"] == shown.target.nunique()].reset_index()
-    panels = dict(iter(shown.groupby("target", sort=False))) | ({"mean": means} if shown.target.nunique() > 1 else {})
-    with style():
-        fig = Figure(figsize=(max(8, 2.8 + 2.3 * len(panels)), 1.6 + 0.3 * len(names)), layout="constrained")
-        FigureCanvasAgg(fig)
-        header(fig, headline, f"Accuracy with {setting[2:]} labelled rows of the target; dashed: the majority class")
-        for ax, (name, found) in zip(fig.subplots(1, len(panels), sharey=True, squeeze=False)[0], panels.items()):
-            constant = rows[flat & ((rows.target == name) | (name == "mean"))].value
-            _draw_target(ax, found, names, constant.mean() if len(constant) else np.nan)
-            ax.set(title=name, xlabel=METRICS["accuracy"].title)
-    return fig
-
-# %% ../../nbs/figures/fig12.ipynb #c6251a8e0
-def _draw_target(ax: "Axes", found: pd.DataFrame, names: list[str], majority: float) -> None:
-    places = [names.index(name) for name in found["name"]]
-    colours = [COLOURS[describe(name).family] for name in found.method]
-    if "ci_low" in found:
-        ax.hlines(places, found.ci_low, found.ci_high, color=colours, lw=1.4, alpha=0.6)
-    ax.scatter(found.value, places, color=colours, s=30, zorder=3)
-    if not np.isnan(majority):
-        ax.axvline(majority, ls="--", lw=1, color=COLOURS["reference"], zorder=1)
-    ax.set_yticks(range(len(names)), names)
-    ax.set_ylim(len(names) - 0.5, -0.5)
+    settings = dict.fromkeys(frame.setting[frame.setting.str.fullmatch(r"n=\d+")])
+    return draw_differences(frame, headline, list(settings))
 
 # %% ../../nbs/figures/fig12.ipynb #g34-18
 def against_truth(records: Iterable[dict], method: str = "l2a") -> pd.DataFrame:

@@ -16,7 +16,8 @@ from ..experiments.plans import Plan, Run, with_random_labels
 from ..experiments.plots import COLOURS, header, style
 from ..experiments.profiles import Profile
 from ..experiments.tables import accuracies
-from ..l2a.sizes import LOOP, SIZES, passes, targets
+from ..l2a.sizes import LOOP, SIZES, loops_read, passes, targets
+from ..learning.registry import describe
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -37,7 +38,7 @@ CLAIMS = (
 
 # %% ../../nbs/figures/fig13.ipynb #c7e244c64
 STUDENT, TEACHERS = "l2a", ("teacher", "teacher_l2a")
-METHODS = ("majority", "teacher", "undistilled", "kd", "kd_fixed_aug", "kd_source_mix", "teacher_l2a", STUDENT)
+METHODS = ("majority", "bag_of_words", "teacher", "undistilled", "kd", "kd_fixed_aug", "kd_source_mix", "teacher_l2a", STUDENT)
 COUNTS = (16, 64, 256, 1024, 0)  # labelled rows of the target; 0 for all
 
 
@@ -63,19 +64,14 @@ def runs(size: Profile, seed: int) -> list[Run]:
 
 PLAN = Plan(
     "fig13", "Figure 13: L2A over the number of target rows", CLAIMS, runs,
-    sizes={profile: SIZES[profile] | LOOP[profile] for profile in SIZES}, baseline="kd_fixed_aug",
+    sizes={profile: SIZES[profile] | LOOP[profile] for profile in SIZES}, baseline="kd_fixed_aug", details=loops_read,
 )  # fmt: skip
 
 # %% ../../nbs/figures/fig13.ipynb #g34-15
-_CURVES = {
-    "teacher": ("reference", "-"),
-    "teacher_l2a": ("reference", "--"),
-    "undistilled": ("no distillation", "-"),
-    "kd": ("distillation", ":"),
-    "kd_fixed_aug": ("distillation", "-"),
-    "kd_source_mix": ("recurrent student", "-"),
-    "l2a": ("augmentation", "-"),
-}  # families whose colours differ
+_INK = {
+    "teacher": "#4D4D4D", "teacher_l2a": "#CC79A7", "undistilled": "#E69F00", "kd": "#0072B2", "kd_fixed_aug": "#56B4E9",
+    "kd_source_mix": "#009E73", "l2a": "#882255",
+}  # fmt: skip
 
 
 def scarcity(frame: pd.DataFrame, method: str) -> pd.DataFrame:
@@ -92,9 +88,20 @@ def _label(ax: "Axes", mine: pd.DataFrame, title: str) -> None:
     ax.set_xticks(mine["at"], [f"{n:g}" if name else "\nall" for n, name in zip(mine["at"], mine.setting)])
     ax.minorticks_off()
 
+
+def _draw_gain(ax: "Axes", mine: pd.DataFrame) -> None:
+    """The difference to the baseline in points, with its interval and number at each count of rows."""
+    gain, low, high = (100 * mine[name] for name in ("delta", "delta_low", "delta_high"))
+    ax.axhline(0, lw=1.2, color=COLOURS["reference"])
+    ax.vlines(mine["at"], low, high, color=_INK[STUDENT], lw=2, alpha=0.5)
+    ax.plot(mine["at"], gain, marker="o", ms=6, color=_INK[STUDENT])
+    for at, value, top in zip(mine["at"], gain, high):
+        ax.annotate(f"{value:+.1f}", (at, top), xytext=(0, 4), textcoords="offset points", ha="center", fontsize=9)
+    ax.margins(y=0.12)
+
 # %% ../../nbs/figures/fig13.ipynb #c13c37e20
 def draw(frame: pd.DataFrame, headline: str = "") -> "Figure":
-    """Draw accuracy, L2A's gain and its distance from the better teacher over the number of target rows.
+    """Draw L2A's gain, the accuracies and L2A's distance from the better teacher over the number of target rows.
 
     Parameters
     ----------
@@ -113,23 +120,22 @@ def draw(frame: pd.DataFrame, headline: str = "") -> "Figure":
     if mine.empty:
         raise ValueError("no row of l2a has a setting n=..., so there is no curve to draw")
     with style():
-        fig = Figure(figsize=(13, 4.6), layout="constrained")
+        fig = Figure(figsize=(13, 4.8), layout="constrained")
         FigureCanvasAgg(fig)
-        header(fig, headline, "Over the labelled rows of the target")
-        left, middle, right = fig.subplots(1, 3)
-        for method, (family, line) in _CURVES.items():
+        header(fig, headline, f"Over the labelled rows of the target; 95 % intervals, seeds: {mine.seeds.max()}")
+        left, middle, right = fig.subplots(1, 3, width_ratios=[1.2, 1.2, 0.9])
+        _draw_gain(left, mine)
+        for method, colour in _INK.items():
             found = scarcity(frame, method)
-            left.plot(found["at"], found.value, ls=line, marker="o", ms=4, color=COLOURS[family], label=method)
-        left.fill_between(mine["at"], mine.ci_low, mine.ci_high, color=COLOURS["augmentation"], alpha=0.15, lw=0)
-        middle.vlines(mine["at"], mine.delta_low, mine.delta_high, color=COLOURS["augmentation"], alpha=0.6)
-        middle.plot(mine["at"], mine.delta, marker="o", ms=4, color=COLOURS["augmentation"])
+            middle.plot(found["at"], found.value, marker="o", ms=4, color=colour, label=describe(method).title)
+        middle.fill_between(mine["at"], mine.ci_low, mine.ci_high, color=_INK[STUDENT], alpha=0.12, lw=0)
         teachers = [scarcity(frame, name).set_index("at").value for name in TEACHERS]
-        above = mine.set_index("at").value - pd.concat(teachers, axis=1).max(axis=1)
-        right.plot(above.index, above, marker="o", ms=4, color=COLOURS["augmentation"])
-        titles = (METRICS["accuracy"].title, "gain over kd_fixed_aug", "student above the better teacher")
+        above = 100 * (mine.set_index("at").value - pd.concat(teachers, axis=1).max(axis=1))
+        right.plot(above.index, above, marker="o", ms=5, color=_INK[STUDENT])
+        right.axhline(0, lw=1.2, color=COLOURS["reference"])
+        zero = describe(PLAN.baseline).title
+        titles = (f"gain over {zero}, points", METRICS["accuracy"].title, "above the better teacher, points")
         for ax, title in zip((left, middle, right), titles):
             _label(ax, mine, title)
-        for ax in (middle, right):
-            ax.axhline(0, lw=1, color=COLOURS["reference"])
-        fig.legend(*left.get_legend_handles_labels(), loc="outside lower left", ncols=len(_CURVES))
+        fig.legend(*middle.get_legend_handles_labels(), loc="outside lower left", ncols=len(_INK))
     return fig

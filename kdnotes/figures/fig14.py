@@ -6,7 +6,7 @@
 __all__ = ['CLAIMS', 'PLAN', 'runs', 'MetaKD', 'run_meta_kd', 'draw']
 
 # %% ../../nbs/figures/fig14.ipynb #cf21417e6
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -44,7 +44,7 @@ CLAIMS = (
 # %% ../../nbs/figures/fig14.ipynb #cce25ea63
 def runs(size: Profile, seed: int) -> list[Run]:
     """Teacher and plain student of book reviews."""
-    return [Run(method, "amazon", "books") for method in ("majority", "teacher", "undistilled")]
+    return [Run(method, "amazon", "books") for method in ("majority", "bag_of_words", "teacher", "undistilled")]
 
 
 PLAN = Plan("fig14", "Figure 14: Meta-KD's parts, drawn from the running objects", CLAIMS, runs, sizes=SIZES)
@@ -72,6 +72,20 @@ class MetaKD:
         return cls(encoder.eval(), MetaTeacher(full, len(this.domains)).eval(), follower, this)
 
 # %% ../../nbs/figures/fig14.ipynb #arch-16
+_STATES = "rows", "words", "wide"
+_NAMES = {
+    "teacher's encoder": _STATES,
+    "task head": ("rows", "logits"),
+    "domain embedding E(d)": ("rows", "wide"),
+    "domain corruption": ("rows", "wide"),
+    "domain classifier": ("rows", "logits"),
+    "student's encoder": _STATES,
+    "student's head": ("rows", "logits"),
+    "map of embeddings": _STATES,
+    "map of states": _STATES,
+}
+
+
 def _modules(objects: MetaKD) -> dict[str, torch.nn.Module]:
     """What is watched while a batch goes through, by the title of its box."""
     full, small, branch, follower = objects.teacher.model, objects.follower.student, objects.teacher.branch, objects.follower
@@ -93,7 +107,7 @@ def run_meta_kd(objects: MetaKD, rows: int = 8, length: int = 12) -> tuple[dict[
     count, classes, branch = len(this.domains), len(this.labels), teacher.branch
     ids, mask = torch.randint(5, teacher.model.config.vocab_size, (rows, length)), torch.ones(rows, length, dtype=torch.long)
     domain, label = torch.arange(rows) % count, torch.arange(rows) // count % classes
-    inputs, found = dict(input_ids=ids, attention_mask=mask), {}
+    inputs, found, made = dict(input_ids=ids, attention_mask=mask), {}, {}
 
     def both() -> None:
         theirs, ours = look_inside(teacher.model, **inputs), follower(**inputs)
@@ -101,65 +115,85 @@ def run_meta_kd(objects: MetaKD, rows: int = 8, length: int = 12) -> tuple[dict[
         found.update(intermediate_losses(follower, ours, theirs, mask))
         knowledge_loss(branch, follower, ours, theirs, mask, 0)
         pooled = objects.encoder(**inputs).last_hidden_state.mean(1).numpy()
-        means = centroids(pooled, domain.numpy(), label.numpy())
         scores = prototype_scores(pooled, domain.numpy(), label.numpy())
         right = theirs.logits.softmax(-1)[range(rows), label].numpy()
-        found.update(p=means, t=scores, expertise=domain_expertise(np.clip(scores, -1, 1), right))
+        made.update(p=centroids(pooled, domain.numpy(), label.numpy()), t=scores,
+                    expertise=domain_expertise(np.clip(scores, -1, 1), right),
+                    h=branch(follower.map_states(ours.hidden_states[-1]), mask, domain))  # fmt: skip
 
     with torch.no_grad():
-        parts = traced(_modules(objects), both)
-    parts |= {
-        "prototypes p": Part("domain, class, width", 0, found.pop("p").shape),
-        "transfer scores t": Part("nearness to prototypes", 0, found.pop("t").shape),
-        "expertise \u03bb": Part("t, and the teacher is right", 0, found.pop("expertise").shape),
-    }
-    where = "\n".join(", ".join(this.domains[i : i + 2]) for i in range(0, count, 2))
-    parts |= {"rows of all domains": Part(where, 0, tuple(ids.shape)), "rows of the target": Part("", 0, tuple(ids.shape))}
-    return parts, list(found)
+        parts = traced(_modules(objects), both, _NAMES)
+    place = "\n".join(", ".join(this.domains[i : i + 4]) for i in range(0, count, 4))
+    given = {
+        "rows of all domains": (place, ids, ("rows", "words")), "rows of the target": ("", ids, ("rows", "words")),
+        "prototypes p": ("a mean for each class", made["p"], ("domains", "classes")),
+        "transfer scores t": ("nearness to prototypes", made["t"], ("scores",)),
+        "expertise \u03bb": ("from t, and how right\nthe teacher is", made["expertise"], ("weights",)),
+        "student's $h_d$": ("its states, mapped, in\nthe teacher's branch", made["h"], ("rows", "wide")),
+    }  # fmt: skip
+    return parts | {name: Part(kind, 0, tuple(of.shape), names) for name, (kind, of, names) in given.items()}, list(found)
 
 # %% ../../nbs/figures/fig14.ipynb #arch-19
+_STAGES = (
+    "Stage 1: the meta-teacher learns from all domains",
+    "Stage 2: the student learns from the meta-teacher on the target's rows",
+)
 _PLACES = {  # x, y of the centre, width, height
-    "rows of all domains": (1.5, 6.6, 2.7, 1.35),
-    "prototypes p": (1.5, 4.9, 2.7, 0.9),
-    "transfer scores t": (1.5, 3.5, 2.7, 0.9),
-    "expertise \u03bb": (1.5, 2.1, 2.7, 0.9),
-    "rows of the target": (1.5, 0.6, 2.7, 0.75),
-    "teacher's encoder": (6.0, 6.6, 2.7, 1.2),
-    "task head": (12.2, 7.2, 2.5, 1.2),
-    "domain corruption": (10.0, 5.2, 2.5, 1.2),
-    "domain embedding E(d)": (10.0, 2.6, 2.6, 1.2),
-    "domain classifier": (14.6, 5.2, 2.5, 1.2),
-    "map of embeddings": (4.4, 3.3, 2.5, 1.2),
-    "map of states": (7.4, 3.3, 2.1, 1.2),
-    "student's encoder": (6.0, 0.8, 2.7, 1.2),
-    "student's head": (12.2, 0.8, 2.5, 1.2),
+    _STAGES[0]: (2.725, 3.7, 5.45, 7.4),
+    "rows of all domains": (2.725, 6.5, 5.25, 0.9),
+    "prototypes p": (4.275, 4.75, 2.15, 0.85),
+    "transfer scores t": (4.275, 3.05, 2.15, 0.85),
+    "domain embedding E(d)": (4.275, 1.775, 2.15, 0.85),
+    "domain classifier": (4.275, 0.675, 2.15, 1.05),
+    _STAGES[1]: (8.375, 3.7, 5.45, 7.4),
+    "rows of the target": (6.825, 6.5, 2.15, 0.9),
+    "expertise \u03bb": (9.925, 6.5, 2.15, 0.9),
+    "student's encoder": (9.925, 4.75, 2.15, 1.8),
+    "student's head": (9.7, 3.05, 1.7, 0.85),
+    "student's $h_d$": (9.925, 1.175, 2.15, 2.05),
 }
-_TEACHER = ("teacher's encoder", "task head")
-_STUDENT = ("student's encoder", "student's head", "map of embeddings", "map of states")
-_BRANCH = ("domain corruption", "domain embedding E(d)", "domain classifier")
+_TEACHER = {  # at the same place in both stages
+    "teacher's encoder": (1.175, 4.75, 2.15, 1.8),
+    "task head": (1.4, 3.05, 1.7, 0.85),
+    "domain corruption": (1.175, 1.175, 2.15, 2.05),
+}
+_FROZEN = {name: f"{name}, frozen" for name in _TEACHER}
+_PLACES |= _TEACHER | {_FROZEN[name]: (x + 5.65, *rest) for name, (x, *rest) in _TEACHER.items()}
+
+# %% ../../nbs/figures/fig14.ipynb #c8fc88e5f
+_BRANCH = "domain corruption", "domain embedding E(d)", "domain classifier"
+_INK = {"reference": ("teacher's encoder", "task head"), "no distillation": _BRANCH,
+        "distillation": ("student's encoder", "student's head", "student's $h_d$")}  # fmt: skip
+_NOTES = (
+    "Rows near the prototypes of their class, in their own domain and in the others, count more in the task's loss. "
+    "The classifier is taught a wrong domain, so that $h_d$ should not hang on one.",
+    "The student follows the frozen teacher in five losses (dashed): inside, in its predictions and in $h_d$. "
+    "In all of them a row counts by its expertise.",
+)
 
 # %% ../../nbs/figures/fig14.ipynb #cc05beba1
 def _arrows(losses: list[str]) -> list[Arrow]:
     """What flows between the boxes, and the losses that compare two of them, by the names the code gives."""
-    inside = {"embeddings": "map of embeddings", "hidden": "map of states", "attention": "student's encoder"}
+    encoder, head, branch = _FROZEN.values()
     return [
-        Arrow("rows of all domains", "teacher's encoder", "batch"),
-        Arrow("rows of all domains", "prototypes p", "encoder"),
-        Arrow("prototypes p", "transfer scores t"),
-        Arrow("transfer scores t", "expertise \u03bb"),
-        Arrow("transfer scores t", "teacher's encoder", "weights of the\ntask's loss", at=0.44),
-        Arrow("rows of the target", "student's encoder", "batch"),
-        Arrow("expertise \u03bb", "student's encoder", "weights of\nall losses", at=0.52),
+        Arrow("rows of all domains", "teacher's encoder"),
+        Arrow("rows of all domains", "prototypes p", "pretrained\nencoder"),
+        Arrow("prototypes p", "transfer scores t", "cosines"),
+        Arrow("transfer scores t", "task head", "weights of\nits loss"),
         Arrow("teacher's encoder", "task head", "states"),
-        Arrow("teacher's encoder", "domain corruption", "states"),
+        Arrow("teacher's encoder", "domain corruption", shift=-0.85),
         Arrow("domain embedding E(d)", "domain corruption"),
-        Arrow("domain corruption", "domain classifier", "$h_d$", at=0.4),
+        Arrow("domain corruption", "domain classifier", "$h_d$"),
+        Arrow("rows of the target", encoder),
+        Arrow("rows of the target", "expertise \u03bb"),
+        Arrow("expertise \u03bb", "student's encoder", "weighted rows"),
+        Arrow(encoder, head, "states"),
+        Arrow(encoder, branch, shift=-0.85),
         Arrow("student's encoder", "student's head", "states"),
-        Arrow("student's encoder", "map of embeddings"),
-        Arrow("student's encoder", "map of states"),
-        Arrow("map of states", "domain corruption", "$\\gamma_2$ MSE($h_d$)", loss=True),
-        Arrow("student's head", "task head", "soft cross-entropy", loss=True, at=0.35),
-        *(Arrow(inside.get(name, "student's encoder"), "teacher's encoder", name, loss=True) for name in losses),
+        Arrow("student's encoder", "student's $h_d$", shift=0.85),
+        Arrow("student's head", head, "soft cross-\nentropy", loss=True),
+        Arrow("student's $h_d$", branch, "$\\gamma_2$ MSE", loss=True),
+        *(Arrow("student's encoder", encoder, name, shift=0.55 * (1 - i), loss=True) for i, name in enumerate(losses)),
     ]
 
 # %% ../../nbs/figures/fig14.ipynb #arch-20
@@ -173,14 +207,18 @@ def draw(frame: pd.DataFrame, headline: str = "") -> "Figure":
     """
     objects = MetaKD.of(frame.profile.iloc[0], frame.task.iloc[0])
     parts, losses = run_meta_kd(objects, rows=2 * len(objects.task.domains) * len(objects.task.labels))
-    families = {"reference": _TEACHER, "no distillation": _BRANCH, "distillation": _STUDENT}
-    colours = {name: COLOURS[family] for family, names in families.items() for name in names}
-    large, small = (sum(w.numel() for w in model.parameters()) for model in (objects.teacher.model, objects.follower.student))
-    title = f"Meta-KD: a meta-teacher of {large / 1e6:.2g}M parameters and a student of {small / 1e6:.2g}M"
+    colours = {name: COLOURS[family] for family, names in _INK.items() for name in names}
+    maps, small = [parts.pop(name) for name in ("map of embeddings", "map of states")], parts["student's encoder"]
+    mapped = f"and {len(maps)} maps to the teacher's\nwidth: {sum(one.params for one in maps):,} parameters"
+    parts |= dict.fromkeys(_STAGES, "") | {"student's encoder": f"{small}\n{mapped}"}
+    parts["domain classifier"] = f"{parts['domain classifier']}\ntaught a wrong domain"
+    parts |= {new: replace(parts[old], kind="", params=0) for old, new in _FROZEN.items()}
+    colours |= {new: colours[old] for old, new in _FROZEN.items()}
+    teacher, student = (sum(w.numel() for w in model.parameters()) for model in (objects.teacher.model, objects.follower.student))
+    title = f"Meta-KD: a meta-teacher of {teacher / 1e6:.2g}M parameters and a student of {student / 1e6:.2g}M"
     lines = (
-        "Shapes and counts are read off the running objects, for a batch of random words; dashed: second-stage losses",
+        "Counts are read off the running objects, for a batch of random words",
         "Grey: meta-teacher; yellow: its domain-corruption branch; blue: student, and the maps that only training needs",
     )
-    return drawing(
-        headline or title, (title, *lines) if headline else lines, (14.5, 7.8), parts, _PLACES, _arrows(losses), colours
-    )
+    lines = (title, *lines) if headline else lines
+    return drawing(headline or title, lines, (11.25, 9.65), parts, _PLACES, _arrows(losses), colours, steps=_NOTES)

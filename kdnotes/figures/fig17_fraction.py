@@ -17,7 +17,7 @@ from ..experiments.claims import Claim, Measured, above, above_all, compared
 from ..experiments.plans import Plan, Run, other_domains, with_random_labels
 from ..experiments.plots import COLOURS, header, style
 from ..experiments.profiles import Profile
-from ..experiments.tables import group, headline_rows
+from ..experiments.tables import group, headline_rows, mean_rows
 from ..learning.registry import describe
 from ..metakd.sizes import SIZES, first_stage
 
@@ -70,6 +70,7 @@ def runs(size: Profile, seed: int) -> list[Run]:
     for target in ("books", "kitchen"):
         others = other_domains("amazon", target)
         planned.append(Run("majority", "amazon", target))
+        planned += [Run("bag_of_words", "amazon", target, name, changes) for name, changes in ({"": {}} | SCARCE).items()]
         for method in ("teacher", "undistilled", BASE, STUDENT):
             swept, stage = {"": {}} | SCARCE | (GAMMA_2 if method == STUDENT else {}), learned(size, method, seed)
             planned += [Run(method, "amazon", target, name, stage | changes, others) for name, changes in swept.items()]
@@ -98,17 +99,33 @@ def sweep_of(rows: pd.DataFrame, name: str, default: float) -> pd.DataFrame:
     return found.sort_values("at")
 
 # %% ../../nbs/figures/fig17_fraction.ipynb #cell-fr-d
-_INK = {
-    "teacher": "reference",
-    "undistilled": "no distillation",
-    "single_tinybert_kd": "recurrent student",
-    "meta_distillation": "distillation",
-}  # families whose colours differ
+_INK = {"teacher": "#4D4D4D", "undistilled": "#E69F00", BASE: "#009E73", STUDENT: "#0072B2"}
 _GAMMA_2 = 0.3  # the default
+
+
+def _draw_gain(ax: "Axes", rows: pd.DataFrame, means: pd.DataFrame, everything: int) -> None:
+    """The gain over the in-domain teacher's student in points: the mean over the targets, and thinly each target."""
+    mean = sweep_of(means[means.method == STUDENT], "n", everything)
+    ax.axhline(0, lw=1.2, color=COLOURS["reference"])
+    for style_of, (domain, found) in zip(("--", ":"), rows[rows.method == STUDENT].groupby("domain", sort=False)):
+        each = sweep_of(found, "n", everything)
+        ax.plot(each["at"], 100 * each.delta, ls=style_of, lw=1, color=_INK[STUDENT], alpha=0.8, label=domain)
+    ax.vlines(mean["at"], 100 * mean.delta_low, 100 * mean.delta_high, color=_INK[STUDENT], lw=2, alpha=0.5)
+    ax.plot(mean["at"], 100 * mean.delta, marker="o", ms=6, ls="-", color=_INK[STUDENT], label="mean")
+    for at, value, top in zip(mean["at"], mean.delta, mean.delta_high):
+        ax.annotate(f"{100 * value:+.1f}", (at, 100 * top), xytext=(0, 4), textcoords="offset points", ha="center", fontsize=9)
+    ax.legend(loc="lower left")
+    ax.margins(y=0.15)
+
+
+def _over_rows(ax: "Axes", counts: pd.Series) -> None:
+    ax.set(xscale="log", xlabel="labelled rows of the target")
+    ax.set_xticks(counts, [f"{n:g}" for n in counts[:-1]] + [f"all, {counts.iloc[-1]:g}"])
+    ax.minorticks_off()
 
 # %% ../../nbs/figures/fig17_fraction.ipynb #c1c4edc7a
 def draw(frame: pd.DataFrame, headline: str = "") -> "Figure":
-    """Draw accuracy and gain over the number of the target's rows, and accuracy over gamma_2, a row of panels per domain.
+    """Draw the gain and the accuracies over the number of the target's rows, and accuracy over gamma_2; means over the targets.
 
     Parameters
     ----------
@@ -123,38 +140,29 @@ def draw(frame: pd.DataFrame, headline: str = "") -> "Figure":
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    rows = headline_rows(frame)
-    if not rows.setting.str.startswith("n=").any():
+    rows, means = headline_rows(frame), mean_rows(frame)
+    if not means.setting.str.startswith("n=").any():
         raise ValueError("no row of the table has a setting n=..., so there is no curve to draw")
-    domains = {domain: found for domain, found in rows.groupby("domain", sort=False)}
+    everything, metric = int(rows[rows.setting == ""].n_train.max()), METRICS[means.metric.iloc[0]].title
     with style():
-        fig = Figure(figsize=(11, 2.7 * len(domains) + 1.3), layout="constrained")
+        fig = Figure(figsize=(13, 4.8), layout="constrained")
         FigureCanvasAgg(fig)
-        header(fig, headline, "Over the labelled rows of the target, and over the weight of transferable knowledge")
-        for axes, (domain, found) in zip(fig.subplots(len(domains), 3, squeeze=False), domains.items()):
-            _draw_scarce(axes, domain, found)
-        handles, labels = axes[0].get_legend_handles_labels()
-        fig.legend(handles, labels, loc="outside lower left", ncols=len(labels))
+        targets, seeds = " and ".join(dict.fromkeys(rows.domain)), rows.seeds.max()
+        header(fig, headline, f"Mean over the targets {targets}; 95 % intervals, seeds: {seeds}")
+        left, middle, right = fig.subplots(1, 3, width_ratios=[1.2, 1.2, 0.9])
+        _draw_gain(left, rows, means, everything)
+        for method, colour in _INK.items():
+            found = sweep_of(means[means.method == method], "n", everything)
+            middle.plot(found["at"], found.value, marker="o", ms=4, color=colour, label=describe(method).title)
+            middle.fill_between(found["at"], found.ci_low, found.ci_high, color=colour, alpha=0.12, lw=0)
+        weights = sweep_of(means[means.method == STUDENT], "gamma_2", _GAMMA_2)
+        right.axvspan(0.2, 0.5, color="#EEEEEE", zorder=0)
+        right.vlines(weights["at"], weights.ci_low, weights.ci_high, color=_INK[STUDENT], lw=2, alpha=0.5)
+        right.plot(weights["at"], weights.value, marker="o", ms=5, color=_INK[STUDENT])
+        left.set_title(f"gain over {describe(BASE).title}, points")
+        middle.set_title(metric)
+        right.set(title=f"{metric}, all rows; grey: published best", xlabel=r"$\gamma_2$, weight of transferable knowledge")
+        for ax in (left, middle):
+            _over_rows(ax, sweep_of(means[means.method == STUDENT], "n", everything)["at"])
+        fig.legend(*middle.get_legend_handles_labels(), loc="outside lower left", ncols=len(_INK))
     return fig
-
-# %% ../../nbs/figures/fig17_fraction.ipynb #cell-fr-e
-def _draw_scarce(axes: "list[Axes]", domain: str, rows: pd.DataFrame) -> None:
-    metric, everything = METRICS[rows.metric.iloc[0]].title, int(rows[rows.setting == ""].n_train.max())
-    for method, family in _INK.items():
-        found = sweep_of(rows[rows.method == method], "n", everything)
-        axes[0].plot(found["at"], found.value, marker="o", ms=4, color=COLOURS[family], label=method)
-        axes[0].fill_between(found["at"], found.ci_low, found.ci_high, color=COLOURS[family], alpha=0.12, lw=0)
-    meta = rows[rows.method == STUDENT]
-    for ax, name, column, default in ((axes[1], "n", "delta", everything), (axes[2], "gamma_2", "value", _GAMMA_2)):
-        found, ends = sweep_of(meta, name, default), ("delta_low", "delta_high") if column == "delta" else ("ci_low", "ci_high")
-        ax.vlines(found["at"], found[ends[0]], found[ends[1]], color=COLOURS["distillation"], alpha=0.6)
-        ax.plot(found["at"], found[column], marker="o", ms=4, color=COLOURS["distillation"])
-    axes[1].axhline(0, lw=1, color=COLOURS["reference"])
-    axes[2].axvspan(0.2, 0.5, color="#EEEEEE", zorder=0)
-    counts = sweep_of(meta, "n", everything)["at"]
-    for ax, title, label in zip(axes, (metric, f"gain over {BASE}", metric), ("rows", "rows", r"$\gamma_2$")):
-        ax.set(title=f"{domain}: {title}", xlabel="labelled rows of the target" if label == "rows" else label)
-    for ax in axes[:2]:
-        ax.set_xscale("log")
-        ax.set_xticks(counts, [f"{n:g}" for n in counts[:-1]] + [f"all, {everything}"])
-        ax.minorticks_off()
