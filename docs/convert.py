@@ -23,9 +23,11 @@ SETTINGS = ConfigParser()
 SETTINGS.read(ROOT / "settings.ini")
 REPOSITORY = SETTINGS["DEFAULT"]["git_url"]
 FRONT = Path("nbs/index.ipynb")
+TOUR = Path("nbs/tour.ipynb")
 
-# The groups of the book in order: a folder of `nbs/`, and of `kdnotes/`, and its title; "" is the root itself.
+# The groups of the book in order: a folder of `nbs/`, and of `kdnotes/`, and its title; "" is the root itself, but for its tour.
 GROUPS = {
+    "tour": "Start here",
     "core": "Ground: hashes, store, metrics",
     "data": "Tasks and worlds",
     "models": "Models",
@@ -60,14 +62,15 @@ def notebooks() -> list[Path]:
 
 
 def group(path: Path) -> str:
-    """The folder that a notebook or a module lies in: `learning`, or nothing for the root.
+    """The folder that a notebook or a module lies in: `learning`, or nothing for the root; the tour is a group of its own.
 
     Raises
     ------
     ValueError
         The folder has no title.
     """
-    folder = path.parts[1] if len(path.parts) > 2 else ""
+    root = "tour" if path == TOUR else ""
+    folder = path.parts[1] if len(path.parts) > 2 else root
     if folder not in GROUPS:
         raise ValueError(f"{path}: the folder {folder!r} needs a title, see GROUPS")
     return folder

@@ -118,13 +118,14 @@ def test_colab_gets_every_notebook_behind_an_install_cell(tmp_path):
 
 def test_a_folder_is_a_group():
     assert group(Path("nbs/learning/99_new.ipynb")) == group(Path("kdnotes/learning/deep/new.py")) == "learning"
+    assert group(Path("nbs/tour.ipynb")) == next(iter(GROUPS)) == "tour"
     assert group(Path("nbs/03_new.ipynb")) == group(Path("kdnotes/new.py")) == ""
     with pytest.raises(ValueError, match="nbs/elsewhere/01_new.ipynb: the folder 'elsewhere' needs a title"):
         group(Path("nbs/elsewhere/01_new.ipynb"))
 
 
 def test_book_and_package_mirror_each_other():
-    without_module = {"guides"}
+    without_module = {"guides", "tour"}
     assert list(book()) == [folder for folder in GROUPS if folder in book()]
     assert list(packages()) == [f"kdnotes.{folder}".rstrip(".") for folder in book() if folder not in without_module]
     for module, source in modules().items():
