@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 
 from ..core.metrics import METRICS
-from .plots import COLOURS, draw_levels, header, is_level, label, lines_and_texts, overlap, style
+from .plots import COLOURS, draw_levels, header, is_level, label, lines_and_texts, log_axis, overlap, style
 from .tables import panels
 from ..learning.registry import describe, with_role
 
@@ -106,7 +106,9 @@ def _draw_panel(
     ax.scatter(shown.latency_ms, shown.value, s=areas, c=colours, alpha=0.55, edgecolors=colours, zorder=3)
     expected = _expected(shown)
     ax.scatter(shown.latency_ms, expected, marker="D", s=30, facecolors="white", edgecolors=colours, zorder=4)
-    _axes_of_latency(ax, shown)
+    log_axis(ax)
+    ax.set(xlim=(shown.latency_ms.min() / 1.8, shown.latency_ms.max() * 1.8))
+    ax.set(xlabel="latency of one sentence, ms (CPU, batch 1, length 128)")
     ax.set(title=" ".join(filter(None, place)), ylabel=METRICS[metric].title)
     tops = shown.assign(ci_high=np.fmax(shown.ci_high.fillna(shown.value), expected))
     draw_levels(ax, tops, rows[flat])
@@ -125,17 +127,6 @@ def _expected(shown: pd.DataFrame) -> pd.Series:
         return shown.published * np.nan
     share = shown.published / teacher.published.iloc[0]
     return (share * teacher.value.iloc[0]).where(~shown.index.isin(teacher.index))
-
-
-def _axes_of_latency(ax: "Axes", shown: pd.DataFrame) -> None:
-    from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
-
-    ax.set_xscale("log")
-    ax.set(xlim=(shown.latency_ms.min() / 1.8, shown.latency_ms.max() * 1.8))
-    ax.set(xlabel="latency of one sentence, ms (CPU, batch 1, length 128)")
-    ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    ax.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
-    ax.xaxis.set_minor_formatter(NullFormatter())
 
 # %% ../../nbs/experiments/09_landscape.ipynb #cell-028
 def _write_names(ax: "Axes", shown: pd.DataFrame, radii: np.ndarray, colours: Sequence[str], front: Sequence[bool]) -> None:

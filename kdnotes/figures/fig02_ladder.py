@@ -17,7 +17,7 @@ from ..core.metrics import METRICS
 from ..experiments.claims import Claim, above, smaller_and_faster
 from ..experiments.landscape import AREA
 from ..experiments.plans import Plan, Run
-from ..experiments.plots import COLOURS, draw_levels, header, style
+from ..experiments.plots import COLOURS, draw_levels, header, in_a_row, log_axis, style
 from ..experiments.profiles import Profile
 from ..experiments.tables import panels
 from ..learning.registry import describe
@@ -118,13 +118,9 @@ def _smaller(rows: pd.DataFrame) -> np.ndarray:
 
 # %% ../../nbs/figures/fig02_ladder.ipynb #d1f0c3a2
 def _scale_speed(ax: "Axes", speeds: pd.Series) -> None:
-    from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
-
-    ax.set(xscale="log", xlim=(0.55 * min(1, speeds.min()), 1.5 * max(12, speeds.max())))
+    log_axis(ax)
+    ax.set(xlim=(0.55 * min(1, speeds.min()), 1.5 * max(12, speeds.max())))
     ax.set(xlabel="times faster than the teacher (CPU, batch 1, length 128)")
-    ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    ax.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
-    ax.xaxis.set_minor_formatter(NullFormatter())
 
 
 def _draw_rungs(ax: "Axes", rows: pd.DataFrame, constants: pd.DataFrame) -> None:
@@ -162,10 +158,8 @@ def _name_rungs(ax: "Axes", rows: pd.DataFrame, width: float = 0.16) -> None:
     rungs = rungs.sort_values("speedup", kind="stable")
     low, high = np.log(ax.get_xlim())
     right = (np.log(rungs.speedup.to_numpy()) - low) / (high - low)
-    steps = width * np.arange(len(rungs))
-    spread = np.maximum.accumulate(right - steps) + steps
     ink = tuple(0.7 * part for part in to_rgb(COLOURS[describe(LADDER).family]))
-    for row, x in zip(rungs.itertuples(), spread - (spread - right).mean()):
+    for row, x in zip(rungs.itertuples(), in_a_row(right, width)):
         number = int(row.setting.removeprefix("rung="))
         ax.annotate(
             f"{number}: {RUNGS[number - 1]}\n{row.smaller:.1f}x smaller\n{row.speedup:.1f}x faster", (row.speedup, row.foot),

@@ -16,7 +16,7 @@ from ..core.metrics import METRICS
 from ..experiments.claims import Claim, above, falls, keeps
 from ..experiments.landscape import AREA
 from ..experiments.plans import Plan, Run
-from ..experiments.plots import COLOURS, draw_levels, header, style
+from ..experiments.plots import COLOURS, draw_levels, header, in_a_row, log_axis, style
 from ..experiments.profiles import Profile
 from ..experiments.tables import headline_rows
 from ..learning.registry import describe
@@ -142,8 +142,6 @@ OTHERS = {"all rows": r"$\beta$ = 4, all rows", "by hand, all rows": "by hand, a
 
 
 def _draw_trade(ax: "Axes", beta: pd.DataFrame, found: pd.DataFrame, constants: pd.DataFrame) -> None:
-    from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
-
     beta = beta.assign(name=[rf"$\beta$ = {weight:g}" for weight in beta.index])
     shown = pd.concat([beta, found.assign(name=found.setting.map(OTHERS))]).dropna(subset=["name", "latency_ms", "value"])
     shown["area"] = (AREA * shown.network / shown.network.max()).fillna(0).clip(lower=20)
@@ -154,12 +152,10 @@ def _draw_trade(ax: "Axes", beta: pd.DataFrame, found: pd.DataFrame, constants: 
     bottom, top = np.nanmin(drawn), np.nanmax(drawn)
     height = max(top - bottom, 0.02) / 0.62  # the rest is for the names, at the foot and at the head
     _draw_points(ax, shown, shown[~other])
-    ax.set(xscale="log", xlim=(shown.latency_ms.min() / 1.8, shown.latency_ms.max() * 1.5))
+    log_axis(ax, (1, 2, 3, 5))
+    ax.set(xlim=(shown.latency_ms.min() / 1.8, shown.latency_ms.max() * 1.5))
     ax.set_ylim(bottom - 0.22 * height, top + 0.16 * height)
     ax.set(xlabel="latency of one sentence, ms (CPU, batch 1, length 128)", ylabel=METRICS[shown.metric.iloc[0]].title)
-    ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5)))
-    ax.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
-    ax.xaxis.set_minor_formatter(NullFormatter())
     _name(ax, shown[~other], "\nparameters", "ci_low", 0.18, "top", 0.13)
     _name(ax, shown[other], " parameters", "ci_high", 0.89, "bottom", 0.19)
 
@@ -180,9 +176,7 @@ def _draw_points(ax: "Axes", shown: pd.DataFrame, path: pd.DataFrame) -> None:
 # %% ../../nbs/figures/fig05.ipynb #c25c0fd17
 def _name(ax: "Axes", rows: pd.DataFrame, unit: str, end: str, height: float, va: str, width: float) -> None:
     rows, (low, high) = rows.sort_values("latency_ms", kind="stable"), np.log(ax.get_xlim())
-    right, steps = (np.log(rows.latency_ms.to_numpy()) - low) / (high - low), width * np.arange(len(rows))
-    spread = np.maximum.accumulate(right - steps) + steps
-    spread -= np.sum(spread - right) / max(1, len(rows))
+    spread = in_a_row((np.log(rows.latency_ms.to_numpy()) - low) / (high - low), width)
     line = dict(arrowstyle="-", lw=0.6, color=COLOURS["other"], relpos=(0.5, float(va == "top")), shrinkA=1, shrinkB=0)
     for row, x in zip(rows.itertuples(), spread + max(0, width / 2 - spread.min(initial=1))):
         size = "" if np.isnan(row.network) else f"\n{_short(row.network)}{unit}"
