@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 # %% ../../nbs/experiments/11_differences.ipynb #c8d8d137a
 def differences(frame: pd.DataFrame, setting: str = "") -> pd.DataFrame:
-    """What lies how far from the baseline, in points: columns `method`, `name`, `place`, `value`, `low`, `high`, `published`.
+    """Points of the baseline above each row: columns `method`, `name`, `place`, `value`, `low`, `high`, `published`.
 
     The place of a mean is `mean`; its published difference is the mean of those of all places. Levels such as the
     majority class, and the baseline itself, are left out.
@@ -37,8 +37,8 @@ def differences(frame: pd.DataFrame, setting: str = "") -> pd.DataFrame:
     mine = (frame.metric == metric) & (frame.setting == setting) & frame.delta.notna() & ~is_level(frame.method)
     found = frame.assign(place=place.replace("", "all rows"))[mine]
     names = [describe(method).title or method for method in found.method]
-    ends = {name: 100 * found[column] for name, column in (("value", "delta"), ("low", "delta_low"), ("high", "delta_high"))}
-    found = found.assign(name=names, **ends, published=100 * (found.published - _published_baseline(frame, found)))
+    ends = {name: -100 * found[column] for name, column in (("value", "delta"), ("low", "delta_high"), ("high", "delta_low"))}
+    found = found.assign(name=names, **ends, published=100 * (_published_baseline(frame, found) - found.published))
     return _with_mean_published(found)[["method", "name", "place", "value", "low", "high", "published", "seeds"]]
 
 
@@ -79,7 +79,7 @@ def draw_panel(ax: "Axes", rows: pd.DataFrame, names: Sequence[str], colours: Ma
 
 # %% ../../nbs/experiments/11_differences.ipynb #cd8df1ead
 def draw_differences(frame: pd.DataFrame, headline: str = "", settings: Sequence[str] = ("",)) -> "Figure":
-    """Draw how far every method lies from the baseline of a table: the mean over places first, then each place.
+    """Draw how far the baseline of a table lies above every method: the mean over places first, then each place.
 
     Parameters
     ----------
@@ -112,7 +112,7 @@ def draw_differences(frame: pd.DataFrame, headline: str = "", settings: Sequence
             draw_panel(ax, rows[rows.name.isin(names)], names, colours, numbers=wide[setting, place])
             count = f" of {len(_places(found)) - 1}" if place == "mean" else ""
             ax.set_title(", ".join(filter(None, [place + count, setting if len(settings) > 1 else ""])))
-            ax.set_xlabel(f"difference to {zero}, in points" if wide[setting, place] else "points")
+            ax.set_xlabel(f"{zero} above it, in points" if wide[setting, place] else "points")
         _explain(fig, first)
     return fig
 
@@ -140,10 +140,9 @@ def _told(frame: pd.DataFrame, settings: Sequence[str]) -> str:
     shown = rows[(rows.method == baseline) | is_level(rows.method)].drop_duplicates("method")
     scores = "; ".join(f"{describe(row.method).title} {row.value:.3f}" for row in shown.sort_values("value")[::-1].itertuples())
     least, most = rows.seeds.min(), rows.seeds.max()
-    seeds = f"{most}" if least == most else f"{most} (of teachers that all seeds share, and of levels, {least})"
-    return (
-        f"Difference to {describe(baseline).title}, {METRICS[metric].title} in points, 95 % intervals, seeds: {seeds}. {scores}"
-    )
+    seeds = f"{most}" if least == most else f"{most}; {least} where all share one model"
+    name, title = describe(baseline).title, METRICS[metric].title
+    return f"Right of zero: {name} is better. Paired differences of {title}, 95 % intervals; seeds: {seeds}. Scores: {scores}"
 
 
 def _explain(fig: "Figure", rows: pd.DataFrame) -> None:

@@ -7,7 +7,7 @@ __all__ = ['AREA', 'GREY', 'on_front', 'draw_landscape']
 
 # %% ../../nbs/experiments/09_landscape.ipynb #c7f5ebe44
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from textwrap import wrap
 from typing import TYPE_CHECKING, Any
 
@@ -26,23 +26,27 @@ if TYPE_CHECKING:
 
 # %% ../../nbs/experiments/09_landscape.ipynb #c0bf6d3ff
 def on_front(latency: Sequence[float], value: Sequence[float]) -> np.ndarray:
-    """Which points no other point beats: none is as fast and as good, and better in one of the two; `(n,)`."""
+    """Which points no other beats: none is as fast (to 2 %) and as good (to 0.001), and better in one of the two; `(n,)`."""
     x, y = np.asarray(latency, float), np.asarray(value, float)
-    beaten = (x[None] <= x[:, None]) & (y[None] >= y[:, None]) & ((x[None] < x[:, None]) | (y[None] > y[:, None]))
-    return ~beaten.any(1)
+    as_fast, as_good = x[None] <= 1.02 * x[:, None], y[None] >= y[:, None] - 0.001
+    better = (1.02 * x[None] < x[:, None]) | (y[None] - 0.001 > y[:, None])
+    return ~(as_fast & as_good & better).any(1)
 
 # %% ../../nbs/experiments/09_landscape.ipynb #cell-024
 AREA = 900.0  # of the largest bubble, in square points
 GREY = "#A6A6A6"
 
-
-def draw_landscape(frame: pd.DataFrame, headline: str = "", beside: "Callable[[Axes], None] | None" = None) -> "Figure":
-    """Draw the headline metric against latency, a panel per task and domain, bubble area by stored size.
+# %% ../../nbs/experiments/09_landscape.ipynb #ce81bffb2
+def draw_landscape(
+    frame: pd.DataFrame, headline: str = "", always: Sequence[str] = (), beside: "Callable[[Axes], None] | None" = None
+) -> "Figure":
+    """Draw a score against latency, a panel per task and domain, bubble area by stored size.
 
     Parameters
     ----------
     frame: a table; majority and bag of words become lines, rows without latency are named below the panels.
     headline: the title: a claim, what was measured for it, and the verdict.
+    always: methods that have their colour although something beats them, since the title is about them.
     beside: draws a panel of its own, left of the others.
 
     Raises
@@ -53,25 +57,21 @@ def draw_landscape(frame: pd.DataFrame, headline: str = "", beside: "Callable[[A
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    places = panels(frame)
-    timed = frame[~is_level(frame.method)].dropna(subset=["latency_ms", "value"])
-    if timed.empty:
-        raise ValueError("no row of the table has a latency, so there is no landscape to draw")
-    every, first = dict.fromkeys(timed.method), int(beside is not None)
-    columns = len(places) + first if len(places) < 4 else 2
-    lines = math.ceil((len(places) + first) / columns)
+    places, timed = panels(frame), _timed(frame)
+    first = int(beside is not None)
+    columns, lines = (len(places) + first, 1) if len(places) < 4 else (2, math.ceil((len(places) + first) / 2))
     with style():
         fig = Figure(figsize=(max(7.5, 5.2 * columns), 4.2 * lines + 1.5), layout="constrained")
         FigureCanvasAgg(fig)
-        axes = fig.subplots(lines, columns, squeeze=False).ravel()
         header(fig, headline, _told(timed))
+        axes = fig.subplots(lines, columns, squeeze=False).ravel()
         largest = float(timed.size_bytes.max()) if timed.size_bytes.notna().any() else 1.0
-        finish = [_draw_panel(ax, *panel, largest, every) for ax, panel in zip(axes[first:], places.items())]
-        for ax in axes[:first]:
-            beside(ax)
+        finish = [_draw_panel(ax, *panel, largest, set(timed.method), always) for ax, panel in zip(axes[first:], places.items())]
+        if beside:
+            beside(axes[0])
         for ax in axes[first + len(places) :]:
             ax.remove()
-        _legend(fig, timed, largest)
+        _legend(fig, timed, largest, always)
         fig.draw_without_rendering()
         fig.set_layout_engine("none")  # names are placed in pixels, so nothing may move any more
         for write in finish:
@@ -79,25 +79,32 @@ def draw_landscape(frame: pd.DataFrame, headline: str = "", beside: "Callable[[A
     return fig
 
 # %% ../../nbs/experiments/09_landscape.ipynb #ca3d7feab
+def _timed(frame: pd.DataFrame) -> pd.DataFrame:
+    timed = frame[~is_level(frame.method)].dropna(subset=["latency_ms", "value"])
+    if timed.empty:
+        raise ValueError("no row of the table has a latency, so there is no landscape to draw")
+    return timed
+
+
 def _told(timed: pd.DataFrame) -> str:
     fewer = timed.method[timed.seeds < timed.seeds.max()]
     why = ", 1 where a seed changes nothing" if not any(describe(method).seeded for method in fewer) else ", or as told"
     seeds = f"{timed.seeds.max()}{why if len(fewer) else ''}"
-    return f"In colour: nothing else is both faster and better. 95 % intervals, seeds: {seeds}"
+    return f"In colour: the title's methods, the teacher, and what nothing beats in both. 95 % intervals; seeds: {seeds}"
 
 
-def _in_colour(shown: pd.DataFrame) -> list[bool]:
-    """Which rows of a panel are on the front, or the teacher."""
-    given = shown.method.isin(with_role("teacher", shown.method))
+def _in_colour(shown: pd.DataFrame, always: Sequence[str]) -> list[bool]:
+    """Which rows of a panel are on the front, the teacher, or always in colour."""
+    given = shown.method.isin([*with_role("teacher", shown.method), *always])
     return (on_front(shown.latency_ms, shown.value) | given).tolist()
 
 # %% ../../nbs/experiments/09_landscape.ipynb #cell-026
 def _draw_panel(
-    ax: "Axes", place: tuple[str, str], rows: pd.DataFrame, largest: float, every: Iterable[str]
+    ax: "Axes", place: tuple[str, str], rows: pd.DataFrame, largest: float, every: set[str], always: Sequence[str]
 ) -> Callable[[], None]:
     metric, flat = rows.metric.iloc[0], is_level(rows.method)
     shown = rows[~flat].dropna(subset=["latency_ms", "value"])
-    front = _in_colour(shown)
+    front = _in_colour(shown, always)
     colours = [COLOURS[describe(name).family] if best else GREY for name, best in zip(shown.method, front)]
     areas = (AREA * shown.size_bytes.astype(float) / largest).fillna(0).clip(lower=12).to_numpy()
     low, high = shown.value - shown.ci_low, shown.ci_high - shown.value
@@ -113,7 +120,7 @@ def _draw_panel(
     tops = shown.assign(ci_high=np.fmax(shown.ci_high.fillna(shown.value), expected))
     draw_levels(ax, tops, rows[flat])
     untimed = [describe(method).title for method in rows.method[rows.latency_ms.isna() & ~flat]]
-    absent = [describe(method).title for method in every if method not in set(rows.method)]
+    absent = [describe(method).title for method in sorted(every - set(rows.method))]
     for what, names in (("not timed", untimed), ("not run here", absent)):
         if names:
             ax.set_xlabel("\n".join([ax.get_xlabel(), *wrap(f"{what}: {', '.join(names)}", 62)]))
@@ -163,14 +170,14 @@ def _write_better(ax: "Axes", taken: np.ndarray) -> None:
     arrow.set_position(min(corners, key=covered))
 
 # %% ../../nbs/experiments/09_landscape.ipynb #c48f4e612
-def _legend(fig: "Figure", timed: pd.DataFrame, largest: float) -> None:
+def _legend(fig: "Figure", timed: pd.DataFrame, largest: float, always: Sequence[str]) -> None:
     from matplotlib.lines import Line2D
 
     def dot(name: str, **look: Any) -> "Line2D":
         return Line2D([], [], **(dict(marker="o", ls="", alpha=0.7, label=name) | look))
 
     shown = (rows[~is_level(rows.method)].dropna(subset=["latency_ms", "value"]) for rows in panels(timed).values())
-    families = dict.fromkeys(describe(name).family for rows in shown for name in rows.method[_in_colour(rows)])
+    families = dict.fromkeys(describe(name).family for rows in shown for name in rows.method[_in_colour(rows, always)])
     handles = [dot({"reference": "teacher"}.get(name, name), color=COLOURS[name], ms=9) for name in families]
     if timed.published.notna().any():
         handles.append(dot("published share of its teacher", marker="D", mfc="none", color="black", ms=6))

@@ -18,7 +18,7 @@ import numpy as np
 import pandas as pd
 
 from ..core.metrics import METRICS, Interval, interval, kept, replicates
-from ..core.records import unpack
+from ..core.records import run_order, unpack
 from ..data.tasks import Task, task
 from ..learning.registry import describe, with_role
 
@@ -60,7 +60,7 @@ def group(records: Iterable[dict]) -> dict[Key, Group]:
         The same seed twice, or two runs on one task and domain with different report labels.
     """
     gathered: dict[Key, list[dict]] = {}
-    for record in sorted(records, key=lambda record: record["spec"]["seed"]):
+    for record in sorted(records, key=run_order):  # so that no interval depends on the order in which runs were read
         gathered.setdefault(_key(record), []).append(record)
     groups, seen = {}, {}
     for key, runs in gathered.items():
@@ -161,10 +161,10 @@ MEAN = "mean"
 
 
 def _mean_rows(groups: Mapping[Key, Group], tasks: Sequence[Task], methods: Sequence[str], baseline: str) -> list[dict]:
-    places = list(dict.fromkeys(key[1:3] for one in tasks for key in groups if key.task == one.name and key.method in methods))
+    labels = {one.name: one.labels for one in tasks}
+    places = sorted({key[1:3] for key in groups if key.task in labels and key.method in methods})
     if len(places) < 2:
         return []
-    labels = {one.name: one.labels for one in tasks}
     where = dict(task=tasks[0].name, domain=MEAN) if len({place[0] for place in places}) == 1 else dict(task=MEAN, domain="")
     shared = [metric for metric in tasks[0].metrics if all(metric in one.metrics for one in tasks)]
 
@@ -315,8 +315,10 @@ def mean_rows(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def panels(frame: pd.DataFrame) -> dict[tuple[str, str], pd.DataFrame]:
-    """The headline rows of each (task, domain), in the table's order."""
-    return dict(iter(headline_rows(frame).groupby(["task", "domain"], sort=False)))
+    """The rows of each (task, domain), in the table's order: of the metric that the tasks share, else of each task's first."""
+    shared = mean_rows(frame).metric.unique()
+    rows = frame[~_is_mean(frame) & frame.metric.isin(shared)] if len(shared) else headline_rows(frame)
+    return dict(iter(rows.groupby(["task", "domain"], sort=False)))
 
 # %% ../../nbs/experiments/06_tables.ipynb #c8c949ed5
 def accuracies(frame: pd.DataFrame, setting: str | None = None) -> pd.DataFrame:

@@ -90,4 +90,4 @@ def draw(frame: pd.DataFrame, headline: str = "") -> "Figure":
         draw_panel(ax, worth, names, dict.fromkeys(names, COLOURS["architecture search"]))
         ax.set(title="searched above random network, from scratch", xlabel="paired difference in points")
 
-    return draw_landscape(frame, headline, beside if len(worth) else None)
+    return draw_landscape(frame, headline, ("adabert",), beside if len(worth) else None)

@@ -13,12 +13,12 @@ import numpy as np
 import pandas as pd
 
 from ..adabert.sizes import SEARCH, searches_read
-from ..core.metrics import METRICS, pooled_difference
+from ..core.metrics import pooled_difference
 from ..experiments.claims import Claim, Measured, above, compared
 from ..experiments.plans import Plan, Run
 from ..experiments.plots import header, style
 from ..experiments.profiles import Profile
-from ..experiments.tables import group, headline_rows
+from ..experiments.tables import accuracies, group
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -36,7 +36,12 @@ def own_above_others(records: list[dict]) -> Measured:
         pair
         for other in TASKS
         for pair in compared(
-            {key: one for key, one in groups.items() if key.task != other}, SEARCHED, SEARCHED, ON + "{task}", other=ON + other
+            {key: one for key, one in groups.items() if key.task != other},
+            SEARCHED,
+            SEARCHED,
+            ON + "{task}",
+            "accuracy",
+            ON + other,
         )
     ]
     return Measured(pooled_difference(pairs))
@@ -46,7 +51,8 @@ CLAIMS = (
     Claim("A3", "A task's own architecture is better than another task's", "AdaBERT, structures across tasks",
           own_above_others, refuted="a difference below zero", student=("adabert", "")),
     Claim("A4x", "A task's own architecture is better than a random one of the same cost", "AdaBERT, random structures",
-          above("adabert", "adabert_random", "searched on {task}"), refuted="a difference below zero", student=("adabert", "")),
+          above("adabert", "adabert_random", "searched on {task}", metric="accuracy"), refuted="a difference below zero",
+          student=("adabert", "")),
 )  # fmt: skip
 
 # %% ../../nbs/figures/fig08_crosstask.ipynb #c8a277945
@@ -69,8 +75,8 @@ PLAN = Plan(
 
 # %% ../../nbs/figures/fig08_crosstask.ipynb #cell-014
 def crosstask(frame: pd.DataFrame, column: str = "value") -> pd.DataFrame:
-    """A column of the headline rows: a row per task of the search, and `random`; a column per task of the training."""
-    rows = headline_rows(frame)
+    """A column of the rows of accuracy: a row per task of the search, and `random`; a column per task of the training."""
+    rows = accuracies(frame)
     searched = rows[(rows.method == SEARCHED) & rows.setting.str.startswith(ON)]
     searched = searched.assign(search=searched.setting.str.removeprefix(ON))
     tasks = list(dict.fromkeys(rows.task))
@@ -98,7 +104,7 @@ def draw(frame: pd.DataFrame, headline: str = "") -> "Figure":
     from matplotlib.figure import Figure
 
     matrix = crosstask(frame)
-    (wins, chance), metrics = diagonal_wins(matrix), headline_rows(frame).groupby("task").metric.first()
+    wins, chance = diagonal_wins(matrix)
     spread = 100 * (matrix - matrix.mean()).to_numpy(float)
     limit = float(np.nanmax(np.abs(spread))) or 1.0
     with style():
@@ -107,19 +113,14 @@ def draw(frame: pd.DataFrame, headline: str = "") -> "Figure":
         found = (
             f"The best searched architecture is the task's own on {wins} of {len(matrix.columns)} tasks; by chance on {chance:g}."
         )
-        header(
-            fig,
-            headline,
-            found,
-            "Framed: the task's own. Bold: the best searched one of a column. Below a score: its 95 % interval.",
-        )
+        how = "Accuracy, and below it its 95 % interval. Framed: the task's own. Bold: the best searched one of a column."
+        header(fig, headline, found, how)
         ax = fig.subplots()
         image = ax.imshow(spread, cmap="PuOr_r", vmin=-limit, vmax=limit, aspect="auto", alpha=0.5)
-        bar = fig.colorbar(image, label="points above the column's mean", pad=0.02)
+        bar = fig.colorbar(image, label="points of accuracy above the column's mean", pad=0.02)
         bar.outline.set_visible(False)
         _write_scores(ax, matrix, crosstask(frame, "ci_low"), crosstask(frame, "ci_high"))
-        names = [f"{task}\n{METRICS[metrics[task]].title}" for task in matrix.columns]
-        ax.set(xticks=range(len(names)), xticklabels=names, yticks=range(len(matrix)), xlabel="trained on")
+        ax.set(xticks=range(len(matrix.columns)), xticklabels=matrix.columns, yticks=range(len(matrix)), xlabel="trained on")
         ax.set(yticklabels=[f"searched on {name}" for name in matrix.index[:-1]] + ["random, same cost"])
         ax.grid(False)
         ax.tick_params(length=0)
