@@ -9,6 +9,7 @@ __all__ = ['checkout', 'check_parameters', 'Artefact', 'tabulate', 'compact', 'r
 # %% ../../nbs/experiments/14_reproduce.ipynb #cell-003
 import ast
 import importlib.util
+import io
 import json
 import os
 import time
@@ -27,6 +28,7 @@ from ..core.store import Store
 from .artefacts import save_artefact
 from .claims import Judged, judge
 from .plans import Plan, compute_all, grid
+from .plots import style
 from .profiles import find_profile
 from .tables import compare, read_table, same_table, table
 
@@ -119,6 +121,12 @@ class Opened:
     def judged(self) -> list[Judged]:
         """The claims of the plan with their verdicts, the headline first."""
         return [judge(claim, self.records) for claim in self.plan.claims]
+
+    def png(self, draw: "Callable[[pd.DataFrame, str], Figure]") -> bytes:
+        """Draw the table, as the bytes of a PNG file; nothing is written."""
+        with style(), io.BytesIO() as file:
+            draw(self.frame, str(self.judged[0])).savefig(file, format="png", metadata={"Software": None})
+            return file.getvalue()
 
     def save(self, draw: "Callable[[pd.DataFrame, str], Figure]") -> str:
         """Draw the table, write the five files of the artefact, and return the path of its picture."""

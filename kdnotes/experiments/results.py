@@ -157,7 +157,7 @@ def results_markdown(results: list[Result]) -> str:
         "sentences, not what another training would give. The claims were written down after these runs had been made, and no "
         "interval is widened for their number: some would hold by chance.\n\n*Embedded data* are sentences of a small grammar "
         "whose truth is known, with a teacher of 0.4 million parameters. On *real data* students were trained briefly; where one "
-        "lies below a bag of words, its cell says so, and the verdict is one on the training.\n\nVerdicts on the "
+        "is known to lie below a bag of words, its cell says so, and the verdict is one on the training.\n\nVerdicts on the "
         f"embedded data: {counted(results, 'world')}.\nVerdicts on real data: {counted(results, 'laptop')}.\n"
     ]
     for letter, title in FAMILIES.items():
