@@ -1,6 +1,8 @@
 """Every notebook of the book runs from top to bottom, as `nbdev_test` runs it."""
 
-import gc
+import os
+import sys
+import traceback
 from pathlib import Path
 
 import pytest
@@ -15,33 +17,37 @@ def in_the_book(path: Path) -> bool:
     return not hidden and not (path.parent / ".notest").exists()
 
 
-@pytest.fixture
-def registries():
-    """A page registers its methods and tasks anew, from its own cells: the tests that follow get the package's back."""
-    from kdnotes.data.tasks import TASKS
-    from kdnotes.methods import METHODS
+def passes(notebook: Path) -> bool:
+    """Run a notebook in a copy of this process: what it registers in the package and in transformers ends with it."""
+    from nbdev.config import get_config
+    from nbdev.test import test_nb as run_notebook
 
-    before = [(registry, dict(registry)) for registry in (METHODS, TASKS)]
-    yield
-    for registry, entries in before:
-        registry.clear()
-        registry.update(entries)
+    import kdnotes.methods  # noqa: F401 (imported once, here, and not by every copy)
+
+    sys.stdout.flush()
+    sys.stderr.flush()
+    copy = os.fork()
+    if copy == 0:
+        passed = False
+        try:
+            passed, _ = run_notebook(notebook, skip_flags=get_config().tst_flags.split())
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(0 if passed else 1)  # never back into pytest
+    return os.waitstatus_to_exitcode(os.waitpid(copy, 0)[1]) == 0
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("registries")
 @pytest.mark.parametrize(
     "notebook",
     [path for path in sorted(NBS.rglob("*.ipynb")) if in_the_book(path)],
     ids=lambda path: path.relative_to(NBS).as_posix(),
 )
 def test_notebook_runs(notebook, monkeypatch):
-    from nbdev.config import get_config
-    from nbdev.test import test_nb as run_notebook
-
     monkeypatch.setenv("IN_TEST", "1")
     monkeypatch.chdir(ROOT)
     monkeypatch.syspath_prepend(str(ROOT))
-    passed, _ = run_notebook(notebook, skip_flags=get_config().tst_flags.split())
-    gc.collect()  # one notebook's models must not add up with the next one's
-    assert passed, f"{notebook.relative_to(ROOT)} fails: its traceback stands above"
+    assert passes(notebook), f"{notebook.relative_to(ROOT)} fails: its traceback stands above"
