@@ -171,8 +171,8 @@ def test_the_mean_over_the_targets_comes_first_and_zero_is_l2a(reviews):
     assert [ax.get_title() for ax in figure.axes] == ["mean of 2", "books", "kitchen"]
     mean = few[few.domain == "mean"].set_index("method")
     lines = [text.get_text() for text in figure.axes[0].get_yticklabels()]
-    dots = dict(zip(lines, figure.axes[0].collections[1].get_offsets()[:, 0]))
-    assert "L2A" not in lines and dots["KD"] == pytest.approx(100 * (mean.value["kd"] - mean.value["l2a"]), abs=1e-3)
+    dots = {lines[int(place)]: points for points, place in figure.axes[0].collections[1].get_offsets()}
+    assert "L2A" not in lines and dots["KD"] == pytest.approx(100 * (mean.value["l2a"] - mean.value["kd"]), abs=1e-3)
     with pytest.raises(ValueError, match="no row of the table"):
         fig12.draw(few.assign(setting=""))
 
