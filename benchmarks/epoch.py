@@ -26,7 +26,7 @@ from kdnotes.core.store import Store
 from kdnotes.data import worlds
 from kdnotes.learning.losses import kd_loss
 from kdnotes.learning.problem import Problem
-from kdnotes.learning.training import LengthGrouped
+from kdnotes.learning.training import LengthGrouped, steps_of
 from kdnotes.models.encoders import word_tokenizer
 from kdnotes.models.rows import Collate, encode, model_inputs
 
@@ -93,7 +93,7 @@ def make_problem(shape, count, store):
     rows = [{"text": r["text"], "label": world.labels.index(r["label"])} for r in world.sample(count, seed=0)]
     data = encode(Dataset.from_list(rows), tokenizer, ("text",), "label", 64)
     teacher = bert(*shape).eval().requires_grad_(False)
-    training = dict(epochs=1, lr=1e-4, batch_size=BATCH, seed=0)
+    training = dict(steps=steps_of(1, count, BATCH), lr=1e-4, batch_size=BATCH, seed=0)
     return Problem(teacher, teacher, tokenizer, data, None, world.labels, training=training, cache=store)
 
 

@@ -19,8 +19,8 @@ from kdnotes.core.store import Store
 from kdnotes.experiments.tables import read_table, same_table
 
 TINY = dict(
-    rows=600, teacher_rows=300, epochs=4, teacher_epochs=3, layers=2, width=16, heads=2, max_length=24,
-    world_encoder=dict(layers=2, width=32, heads=2, sentences=1500, epochs=1, max_length=128),
+    rows=600, teacher_rows=300, steps=76, looks=4, teacher_steps=30, layers=2, width=16, heads=2, max_length=24,
+    world_encoder=dict(layers=2, width=32, heads=2, sentences=1500, steps=24, max_length=128),
 )  # fmt: skip
 ARTEFACT = "fig02_ladder"
 

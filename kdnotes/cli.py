@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['app', 'QUIET', 'ProfileOption', 'SetOption', 'StoreOption', 'quietly', 'read_settings', 'artefacts',
-           'reproduce_command', 'data_command', 'run_command', 'figure_command', 'write_pages', 'results_command',
-           'accept_command', 'status_command', 'tasks_command', 'checks', 'doctor_command']
+           'reproduce_command', 'data_command', 'run_command', 'costs_command', 'figure_command', 'write_pages',
+           'results_command', 'accept_command', 'status_command', 'tasks_command', 'checks', 'doctor_command']
 
 # %% ../nbs/02_cli.ipynb #cell-003
 import importlib
@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
-    from kdnotes.experiments.reproduce import Artefact
+    from kdnotes.experiments.opened import Artefact
 
 # %% ../nbs/02_cli.ipynb #cell-006
 app = typer.Typer(
@@ -56,7 +56,7 @@ def quietly(call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     try:
         return call(*args, **kwargs)
     except KeyboardInterrupt:
-        typer.echo("interrupted; what is finished is stored, and the same command continues (reproduce: with --resume)", err=True)
+        typer.echo("interrupted; what is finished is stored, go on with the same command (reproduce: add --resume)", err=True)
         raise typer.Exit(130) from None
     except (ValueError, KeyError, FileNotFoundError, TypeError, OSError) as error:
         if os.environ.get("KDNOTES_DEBUG"):
@@ -89,7 +89,7 @@ def read_settings(pairs: list[str]) -> dict:
 def artefacts() -> "dict[str, Artefact]":
     """Every `Artefact`, a plan and how it is drawn, by its name; found by walking `kdnotes.figures`."""
     from kdnotes import figures
-    from kdnotes.experiments.reproduce import Artefact
+    from kdnotes.experiments.opened import Artefact
 
     rooms = [importlib.import_module(f"{figures.__name__}.{room.name}") for room in pkgutil.iter_modules(figures.__path__)]
     return {room.PLAN.name: Artefact(room.PLAN, room.draw) for room in rooms}
@@ -107,15 +107,19 @@ def reproduce_command(
     seeds: Annotated[int | None, typer.Option(help="How many seeds; the profile's by default.")] = None,
     out: Annotated[Path, typer.Option(help="Folder for store, figures and notebooks.")] = Path("build"),
     resume: Annotated[bool, typer.Option(help="Continue the store, and use committed runs.")] = False,
+    jobs: Annotated[int, typer.Option(help="Runs side by side; as many as there are cores for by default.")] = 0,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only list runs, hours, disk and memory.")] = False,
     settings: SetOption = [],  # noqa: B006
 ) -> None:
     """Compute figures and tables from an empty store, and print them beside the committed ones."""
 
     def work() -> None:
+        from kdnotes.experiments.batch import to_log
         from kdnotes.experiments.reproduce import reproduce
 
-        overrides = read_settings(settings)
-        reproduce(artefacts(), only or None, profile, seeds, out, resume, typer.echo, sys.stderr.isatty(), **overrides)
+        own = read_settings(settings)
+        to_log(out / "log.txt")
+        reproduce(artefacts(), only or None, profile, seeds, out, resume, typer.echo, jobs=jobs, dry_run=dry_run, **own)
 
     quietly(work)
 
@@ -160,15 +164,42 @@ def run_command(
     seed: Annotated[int, typer.Option(help="From 0.")] = 0,
     profile: ProfileOption = "world",
     store: StoreOption = Path("build/store"),
+    save: Annotated[Path | None, typer.Option(help="Write the student and its tokenizer into this folder.")] = None,
     settings: SetOption = [],  # noqa: B006
 ) -> None:
     """Print scores and cost of one run as JSON, found in the store or computed and stored."""
 
     def work() -> None:
+        from kdnotes.core.store import Store
+        from kdnotes.experiments.opened import measured
         from kdnotes.experiments.runs import run
+        from kdnotes.models.shapes import with_costs
 
-        record = run(method, task, seed, profile, store=str(store), progress=sys.stderr.isatty(), **read_settings(settings))
-        typer.echo(json.dumps({k: record[k] for k in ("key", "metrics", "cost", "n_train", "n_report", "seconds")}, indent=2))
+        kept, own = Store(store), read_settings(settings)
+        record = run(method, task, seed, profile, store=kept, progress=sys.stderr.isatty(), save=save, **own)
+        (record,) = with_costs([record], measured([record], kept, lambda line: typer.echo(line, err=True)))
+        said = {k: record.get(k) for k in ("key", "metrics", "cost", "n_train", "n_report", "seconds")}
+        typer.echo(json.dumps(said, indent=2))
+
+    quietly(work)
+
+
+@app.command("costs")
+def costs_command(store: StoreOption = Path("build/store"), rounds: int = 11) -> None:
+    """Measure again what each shape in a store costs, without training; `reproduce --resume` then draws with it."""
+
+    def work() -> None:
+        from kdnotes.core.store import Store
+        from kdnotes.models.shapes import measure_shapes, write_costs
+
+        kept = Store(store)
+        keys = sorted({record[name] for record in kept.records() for name in ("shape", "teacher_shape") if record.get(name)})
+        if not keys:
+            raise FileNotFoundError(f"no runs in {store}: kdnotes reproduce makes them")
+        costs = measure_shapes(keys, kept, rounds)
+        for key, cost in costs["shapes"].items():
+            typer.echo(f"{key}  {cost['params']:12,} parameters {cost['flops'] / 1e6:10,.1f} MFLOPs {cost['latency_ms']:9.3f} ms")
+        typer.echo(write_costs(costs, kept.path))
 
     quietly(work)
 
@@ -182,7 +213,7 @@ def figure_command(
     """Redraw pictures and tables from their stored runs, in seconds and without training."""
 
     def work() -> None:
-        from kdnotes.experiments.reproduce import redraw
+        from kdnotes.experiments.opened import redraw
 
         known = artefacts()
         if unknown := [name for name in artefact if name not in known]:
@@ -248,17 +279,21 @@ def accept_command(
 # %% ../nbs/02_cli.ipynb #cell-017
 @app.command("status")
 def status_command(profile: ProfileOption = "world", store: StoreOption = Path("build/store"), seeds: int | None = None) -> None:
-    """How many runs of each artefact are in the store."""
+    """How many runs of each artefact are in the store, at work and left."""
 
     def work() -> None:
+        from kdnotes.core.records import address
         from kdnotes.core.store import Store
         from kdnotes.experiments.plans import grid
+        from kdnotes.experiments.runs import at_work
 
         rests = Store(store)
+        busy = at_work(rests)
         for name, (plan, _) in artefacts().items():
             specs = grid(plan, profile, seeds)
-            found = sum(spec in rests for spec in specs)
-            typer.echo(f"{name:18} {profile}: {found} of {len(specs)} runs stored   {plan.title}")
+            found, now = sum(spec in rests for spec in specs), sum(address(spec) in busy for spec in specs)
+            left = len(specs) - found - now
+            typer.echo(f"{name:18} {profile}: {found} of {len(specs)} runs stored, {now} at work, {left} left   {plan.title}")
 
     quietly(work)
 

@@ -20,7 +20,7 @@ from .core.store import Store
 from .data.columns import Columns, check_rows, read_columns
 from .learning.problem import Problem
 from .learning.registry import METHODS, check_settings, declared, find_method
-from .learning.training import check_training
+from .learning.training import check_training, steps_of
 from .learning.training import train as train_model
 from .models.card import LATENCY_LENGTH, Card
 from .models.cost import measure
@@ -42,16 +42,17 @@ def fine_tune(
     encoder: PreTrainedModel | str | Path, train: "Dataset", select: "Dataset", *, text: str | tuple[str, ...] | None = None,
     label: str = "label", labels: tuple[str, ...] | None = None, kind: str | None = None,
     tokenizer: PreTrainedTokenizerBase | None = None, metric: str = "accuracy", max_length: int = 64, seed: int = 0,
-    **training: Any,
+    epochs: float = 3, steps: int = 0, batch_size: int = 32, **training: Any,
 ) -> PreTrainedModel:  # fmt: skip
     """Fine-tune an encoder into a teacher.
 
     Parameters
     ----------
     encoder: `minilm`, a hub id, a folder, or a pre-trained model.
-    train, select: `datasets.Dataset`s; the epoch is chosen on `select`.
+    train, select: `datasets.Dataset`s; the weights that are kept are chosen on `select`.
     text, label, labels, kind: the columns, see `read_columns`.
     tokenizer: the encoder's own if None.
+    epochs, steps: passes over `train`, or steps of `batch_size` rows, which count if they are not 0.
     training: further arguments of `kdnotes.learning.training.train`.
 
     Raises
@@ -59,6 +60,7 @@ def fine_tune(
     ValueError
         The data cannot be read, see `read_columns`.
     """
+    check_training(epochs=epochs, batch_size=batch_size)
     columns = read_columns(train, text, label, labels, kind)
     check_rows(columns, select=select)
     set_seed(seed)
@@ -69,7 +71,11 @@ def fine_tune(
         model = make_student(encoder, columns.labels, columns.kind, layers=encoder.config.num_hidden_layers)
         tokenizer = tokenizer or load_tokenizer(str(encoder.name_or_path))
     rows, chosen_on = (encode(part, tokenizer, columns.text, columns.label, max_length, columns.kind) for part in (train, select))
-    train_model(model, rows, chosen_on, tokenizer, metric=metric, label_names=columns.labels, seed=seed, **training)
+    steps = steps or steps_of(epochs, len(train), batch_size)
+    train_model(
+        model, rows, chosen_on, tokenizer, metric=metric, label_names=columns.labels, seed=seed, steps=steps,
+        batch_size=batch_size, **training,
+    )  # fmt: skip
     return model
 
 # %% ../nbs/01_methods.ipynb #cell-024
@@ -185,7 +191,7 @@ def distill(
     report: "Dataset | None" = None, text: str | tuple[str, ...] | None = None, label: str = "label",
     labels: tuple[str, ...] | None = None, kind: str | None = None, tokenizer: PreTrainedTokenizerBase | None = None,
     encoder: PreTrainedModel | str | Path | None = None, max_length: int = 64, metric: str = "accuracy", seed: int = 0,
-    epochs: float = 4, lr: float = 5e-5, batch_size: int = 32, evaluations: float = 1, patience: int | None = None,
+    epochs: float = 4, steps: int = 0, lr: float = 5e-5, batch_size: int = 32, looks: int = 5, patience: int | None = None,
     bf16: bool = False, folder: Path | None = None, progress: bool = False, source: "Dataset | None" = None,
     domain: str = "domain", target: str = "target", cache: Store | None = None, **settings: Any,
 ) -> PreTrainedModel:  # fmt: skip
@@ -199,7 +205,8 @@ def distill(
     card: measure the student and hang a `Card` on it as `.card`.
     text, label, labels, kind: the columns, see `kdnotes.data.columns.read_columns`.
     tokenizer, encoder: the teacher's own if None; students take their first weights from the encoder, a model or its name.
-    metric, seed, epochs, lr, batch_size, evaluations, patience, bf16, folder, progress: see `kdnotes.learning.training.train`.
+    epochs, steps: passes over `train`, or steps of `batch_size` rows, which count if they are not 0.
+    metric, seed, lr, batch_size, looks, patience, bf16, folder, progress: see `kdnotes.learning.training.train`.
     source, domain, target: labelled rows of other domains, their column that names it, and the name of that of `train`.
     cache: where what several students share is kept, such as augmented rows.
 
@@ -209,8 +216,9 @@ def distill(
         An unknown method or setting, data that cannot be read, or a teacher for other labels: before any work.
     """
     settings = check_settings(chosen := find_method(method), settings)
-    training = dict[str, Any](epochs=epochs, lr=lr, batch_size=batch_size, evaluations=evaluations)
-    check_training(folder, **training, max_length=max_length)
+    check_training(folder, epochs=epochs, batch_size=batch_size, lr=lr, looks=looks, max_length=max_length)
+    steps = steps or steps_of(epochs, len(train), batch_size)
+    training = dict[str, Any](steps=steps, lr=lr, batch_size=batch_size, looks=looks)
     training |= dict(patience=patience, seed=seed, bf16=bf16, progress=progress)
     check_rows(columns := read_columns(train, text, label, labels, kind), select=select, report=report)
     models, given = (teacher, encoder, tokenizer), dict[str, Any](metric=metric, training=training, folder=folder, cache=cache)

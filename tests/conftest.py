@@ -28,11 +28,12 @@ def pytest_collection_modifyitems(items):
 
 @pytest.fixture(autouse=True)
 def small_reference(request, monkeypatch):
-    """Every run is timed beside the shape of BERT-base, which takes longer than most tests: two layers stand in for it here."""
+    """Shapes are timed beside that of BERT-base, which takes longer than most tests: two layers stand in for it here."""
     if file_of(request.node.nodeid) != "tests/test_cost.py":
-        from kdnotes.models import cost
+        from kdnotes.models import cost, shapes
 
-        monkeypatch.setattr(cost, "bert_base_shape", small_reference_shape)
+        for module in (cost, shapes):
+            monkeypatch.setattr(module, "bert_base_shape", small_reference_shape)
 
 
 @cache

@@ -54,7 +54,7 @@ def problem(request):
     set_seed(0)
     encoder = small_bert(TOKENIZER, 3, 16, 2)
     teacher = make_student(encoder, labels, kind, layers=3).eval().requires_grad_(False)
-    training = dict(epochs=1, lr=1e-3, batch_size=16)
+    training = dict(steps=3, lr=1e-3, batch_size=16)
     data = rows(48, kind), rows(24, kind, 1)
     return Problem(teacher, encoder, TOKENIZER, *data, labels, kind, metric, training=training)
 
@@ -246,7 +246,7 @@ def test_students_are_saved_exported_and_small(problem, tmp_path):
 
 @pytest.mark.parametrize("problem", ["tokens"], indirect=True)
 def test_a_student_that_tags_words_runs_in_a_pipeline(problem):
-    student = fit_adabert(problem, **tiny.SEARCH | dict(cnn_epochs=30, cnn_lr=1e-2))
+    student = fit_adabert(problem, **tiny.SEARCH | dict(cnn_steps=90, cnn_lr=1e-2))
     tagger = pipeline("token-classification", model=student, tokenizer=TOKENIZER)
     assert {found["entity"] for found in tagger("good film not good")} == {"B-good"}  # the pipeline leaves out what is O
 
@@ -257,8 +257,8 @@ def test_without_a_signal_a_searched_network_is_no_better_than_a_random_one(prob
     data, report = rows(300), rows(300, seed=2)
     noise = np.random.default_rng(0).integers(0, 2, 300)
     noisy = data.remove_columns("labels").add_column("labels", noise.tolist())
-    lost = replace(problem, train=noisy, training=dict(epochs=3, lr=1e-3, batch_size=32))
-    wanted = tiny.SEARCH | dict(steps=60, cnn_epochs=3)
+    lost = replace(problem, train=noisy, training=dict(steps=30, lr=1e-3, batch_size=32))
+    wanted = tiny.SEARCH | dict(steps=60, cnn_steps=30)
     students = fit_adabert(lost, start="scratch", **wanted), fit_adabert_random(lost, **wanted)
     unseen = np.random.default_rng(1).integers(0, 2, 300)
     scores = [(np.stack(predict(one, report, TOKENIZER)).argmax(1) == unseen).mean() for one in students]
@@ -285,7 +285,7 @@ def test_every_operation_is_exported_for_any_length(problem):
 REFUSED = {
     "gamma": (dict(gamma=1.2), "gamma=1.2 should be from 0 to 1"),
     "beta": (dict(beta=-1.0), "beta=-1.0 should not be negative"),
-    "steps": (dict(steps=0), "steps=0 should be positive"),
+    "steps": (dict(search_steps=0), "steps=0 should be positive"),
     "start": (dict(start="bert"), "unknown start 'bert'"),
     "vocabulary": (dict(vocabulary="mine"), "unknown vocabulary 'mine'"),
     "width": (dict(channels=99), "width=99 should be from 1 to the teacher's 16"),

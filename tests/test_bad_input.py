@@ -123,7 +123,7 @@ def test_training_with_a_damaged_checkpoint_starts_anew_and_ends_the_same(damage
         set_seed(0)
         model = make_student(small_bert(TOKENIZER, 1, 16, 2), LABELS, layers=1)
         parts = [encode(data(n, seed), TOKENIZER, ("text",), "label", 16) for n, seed in ((64, 0), (20, 1))]
-        train(model, *parts, TOKENIZER, epochs=2, lr=1e-3, folder=folder)
+        train(model, *parts, TOKENIZER, steps=4, looks=2, lr=1e-3, folder=folder)
         return model.state_dict()
 
     first = ended(tmp_path)

@@ -38,7 +38,7 @@ def problem(store=None, seed=0, kind="single"):
     encoder = small_bert(TOKENIZER, 2, 16, 2)
     teacher = make_student(encoder, ("no", "yes"), kind, layers=2).eval()
     return Problem(teacher, encoder, TOKENIZER, data.select(range(40)), data.select(range(40, 60)), ("no", "yes"), kind,
-                   training=dict(epochs=1, lr=1e-3, seed=0), cache=store)  # fmt: skip
+                   training=dict(steps=2, lr=1e-3, seed=0), cache=store)  # fmt: skip
 
 
 @pytest.fixture
@@ -77,6 +77,12 @@ def test_every_difference_is_another_question_and_is_named(tmp_path, said):
         "nothing kept yet", "kept only for other rows", "kept only for another teacher", "kept only for other settings",
         "nothing kept yet",
     ]  # fmt: skip
+
+
+def test_what_is_found_is_found_without_reading_what_else_is_kept(tmp_path, monkeypatch):
+    problem(Store(tmp_path)).taught  # noqa: B018
+    monkeypatch.setattr(cache, "why_missing", lambda *_: pytest.fail("looked for a reason"))
+    problem(Store(tmp_path)).taught  # noqa: B018
 
 
 @pytest.mark.parametrize("damage", [lambda b: b[:-1] + b"x", lambda b: b[: len(b) // 2], lambda b: b""])

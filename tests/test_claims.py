@@ -266,7 +266,7 @@ def test_a_real_student_below_the_bag_of_words_needs_a_reason(tmp_path):
 
 
 def test_tables_of_the_committed_runs_are_the_committed_tables():
-    from kdnotes.experiments.reproduce import tabulate
+    from kdnotes.experiments.opened import tabulate
     from kdnotes.experiments.tables import table_text
 
     for path in sorted(FIGURES.glob("*/*/runs.jsonl")):

@@ -20,7 +20,7 @@ from kdnotes.experiments.specs import make_spec, overrides
 
 ROOT = Path(__file__).parents[1]
 PLANS = {name: one.plan for name, one in artefacts().items()}
-SMALL = dict(rows=50, epochs=1, world_encoder=dict(layers=2, width=32, heads=2, sentences=200, epochs=1))
+SMALL = dict(rows=50, steps=2, world_encoder=dict(layers=2, width=32, heads=2, sentences=200, steps=4))
 
 
 @pytest.mark.parametrize("artefact", PLANS)

@@ -13,13 +13,14 @@ from kdnotes.core.records import address, unpack
 from kdnotes.core.store import Store
 from kdnotes.data.tasks import task
 from kdnotes.experiments import runs as experiments
-from kdnotes.experiments.plans import compute_all, grid
+from kdnotes.experiments.batch import compute_all
+from kdnotes.experiments.plans import grid
 from kdnotes.experiments.profiles import PROFILES
 from kdnotes.experiments.runs import run_spec, teacher_spec
 from kdnotes.experiments.specs import make_spec
 from kdnotes.methods import METHODS
 
-TIMED = ("seconds", "cost")
+TIMED = ("seconds", "teacher_seconds")
 PLANS = {name: one.plan for name, one in artefacts().items()}
 
 
@@ -27,12 +28,6 @@ def same(a, b):
     """Equal but for what the clock says."""
     drop = lambda r: {k: v for k, v in r.items() if k not in TIMED}  # noqa: E731
     return drop(a) == drop(b)
-
-
-@pytest.fixture(autouse=True)
-def no_stopwatch(monkeypatch):
-    """Cost has its own tests; timing a bert-base beside every tiny run would be most of the work here."""
-    monkeypatch.setattr(experiments, "measure", lambda student, teacher: {"params": student.num_parameters()})
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +43,7 @@ def begun(tmp_path_factory):
     return folder
 
 
-SETTINGS = {"bilstm_soft": {"hidden_size": 8, "inner": 8, "lstm_epochs": 1}, "ladder": {"base": "kd"}, **tiny.SMALL_SEARCH}
+SETTINGS = {"bilstm_soft": {"hidden_size": 8, "inner": 8, "lstm_steps": 4}, "ladder": {"base": "kd"}, **tiny.SMALL_SEARCH}
 
 
 @pytest.mark.parametrize("method", sorted(METHODS))
@@ -72,15 +67,38 @@ def test_everything_the_result_depends_on_is_in_the_address():
     changed = [
         make_spec("undistilled", "sst2"), make_spec("kd", "mrpc"), make_spec("kd", "sst2", 1),
         make_spec("kd", "sst2", alpha=0.5),
-        make_spec("kd", "sst2", rows=7), make_spec("kd", "sst2", setting="x"), make_spec("kd", "sst2", teacher_epochs=1),
+        make_spec("kd", "sst2", rows=7), make_spec("kd", "sst2", threads=2), make_spec("kd", "sst2", teacher_steps=7),
         make_spec("kd", "amazon", domain="books"), make_spec("kd", "sst2", layers=1),
     ]  # fmt: skip
     assert len({address(spec) for spec in [base, *changed]}) == 1 + len(changed)
     assert address(make_spec("kd", "sst2")) == address(base)
 
 
+def test_a_name_is_not_in_the_address(store):
+    """What a row is called in a table, and which profile its sizes came from, change no result: it is found, by the asked name."""
+    first = tiny.run(store)
+    again = tiny.run(store, setting="the same")
+    assert again == first | dict(spec=first["spec"] | dict(setting="the same"))
+    assert {name: address(base | {name: "x"}) == address(base) for base in [first["spec"]] for name in base} == {
+        name: name in ("profile", "source", "setting") for name in first["spec"]
+    }
+
+
+@pytest.mark.parametrize("method", [name for name, method in METHODS.items() if not method.reads_teacher])
+def test_a_method_that_reads_no_teacher_gives_the_same_with_any(method, tmp_path, monkeypatch):
+    """Its spec names no teacher and none is made; with one in its place it would have given the same student."""
+    without = tiny.run(tmp_path / "without", method)
+    assert not any(name.startswith("teacher_") for name in without["spec"]) and without["teacher_sha256"] == ""
+    taught = tiny.run(tmp_path / "with", "kd")  # makes a teacher
+    (folder,) = [path.parent for path in (tmp_path / "with").glob("models/*/made.json")]
+    kept = experiments.load_teacher(str(folder), "single"), experiments.load_tokenizer(str(folder)), None
+    monkeypatch.setattr(experiments, "given_teacher", lambda *_: kept)
+    assert tiny.run(tmp_path / "other", method)["predictions"] == without["predictions"] and taught["teacher_sha256"]
+
+
 def test_one_teacher_for_all_rows_and_seeds_of_a_task():
-    teachers = {address(teacher_spec(spec)) for spec in grid(PLANS["fig02"], seeds=3) if spec["task"] == "sst2"}
+    teachers = {address(teacher_spec(spec)) for spec in grid(PLANS["fig02"], seeds=3)
+                if spec["task"] == "sst2" and METHODS[spec["method"]].reads_teacher}  # fmt: skip
     assert len(teachers) == 1
 
 
@@ -90,7 +108,7 @@ def test_one_teacher_for_all_rows_and_seeds_of_a_task():
     (dict(seed="0"), "seed='0'"), (dict(seed=True), "seed=True"), (dict(rows="5"), "rows='5' should be of type int"),
     (dict(bf16=1), "bf16=1 should be of type bool"), (dict(alpah=0.5), "unknown parameter 'alpah'"),
     (dict(temperature="hot"), "temperature='hot' should be of type float"), (dict(source="web"), "web"),
-    (dict(evaluations=0), "evaluations=0 should be a number above 0"), (dict(evaluations="often"), "evaluations='often'"),
+    (dict(looks="often"), "looks='often' should be of type int"),
 ])  # fmt: skip
 def test_wrong_specs_are_one_line(wrong, expected):
     with pytest.raises((ValueError, KeyError), match=expected) as error:
@@ -193,7 +211,7 @@ def test_token_and_pair_tasks_run(store):
 KILLED = """
 import sys; sys.path.insert(0, "tests")
 import tiny
-tiny.run(sys.argv[1], rows=2000, epochs=6, batch_size=16)
+tiny.run(sys.argv[1], rows=2000, steps=750, looks=6, batch_size=16)
 """
 
 
@@ -203,15 +221,17 @@ def test_a_run_killed_three_times_gives_the_same_record(tmp_path):
         return subprocess.Popen([sys.executable, "-c", KILLED, str(tmp_path / name)], stderr=subprocess.DEVNULL)
 
     assert start("peace").wait() == 0
-    marks = ["models/*.partial", "unfinished/*/checkpoint-125", "unfinished/*/checkpoint-500"]
-    for mark in marks:  # while the encoder or teacher is made, early and late in the student's training
+    for finished in (0, 1, 2):  # while the encoder is made, the teacher, and the student
         process = start("killed")
-        while process.poll() is None and not list((tmp_path / "killed").glob(mark)):
+        while process.poll() is None and not list((tmp_path / "killed").glob("models/*")):
             time.sleep(0.005)
+        while process.poll() is None and len(list((tmp_path / "killed").glob("models/*/complete.json"))) < finished:
+            time.sleep(0.005)
+        time.sleep(0.3)
         process.send_signal(signal.SIGKILL)
-        assert process.wait() == -signal.SIGKILL, f"finished before {mark} was seen"
+        assert process.wait() == -signal.SIGKILL, f"it was done when {finished} models were"
     assert start("killed").wait() == 0
     (peace,), (killed,) = (Store(tmp_path / name).records() for name in ("peace", "killed"))
     assert same(peace, killed)
-    assert not list((tmp_path / "killed" / "unfinished").iterdir())
+    assert not list((tmp_path / "killed").glob("at_work/*"))
     json.dumps(peace)

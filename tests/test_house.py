@@ -219,8 +219,8 @@ draw = draw_landscape
 def notebook(module: str, *cells: str) -> nbformat.NotebookNode:
     """A notebook that exports these cells and runs its plan, as the figures do."""
     new = nbformat.v4.new_code_cell
-    parameters = 'profile = "world"\nseeds = 0\nstore = "build/by_hand"\noutput = ""\nbegan = 0.0\noverrides = {}'
-    work = "from kdnotes.experiments.reproduce import open_artefact\n"
+    parameters = 'profile = "world"\nseeds = 0\nstore = ""\noutput = ""\nbegan = 0.0\noverrides = {}'
+    work = "from kdnotes.experiments.opened import open_artefact\n"
     work += "opened = open_artefact(PLAN, profile, seeds, store, output, began, overrides)"
     made = nbformat.v4.new_notebook(cells=[new(f"#| default_exp {module}"), *(new(f"#| export\n{cell}") for cell in cells)])
     made.cells[1:1] = [new(parameters, metadata=dict(tags=["parameters"]))]

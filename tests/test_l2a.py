@@ -19,7 +19,7 @@ from kdnotes.data.reviews import ASPECTS
 from kdnotes.experiments import runs as experiments
 from kdnotes.experiments import specs
 from kdnotes.experiments.plans import grid
-from kdnotes.l2a import learning, rounds
+from kdnotes.l2a import learning, rounds, student
 from kdnotes.l2a import loop as l2a
 from kdnotes.l2a.augment_policy import AugmentPolicy, group_rewards, policy_loss, sample_gains
 from kdnotes.l2a.chain import chain, row_keys, transition
@@ -29,7 +29,7 @@ from kdnotes.l2a.learning import learn_to_augment
 from kdnotes.l2a.loop import Loop, LoopPlan, folds
 from kdnotes.l2a.rounds import play_round
 from kdnotes.l2a.source_teacher import source_teacher
-from kdnotes.l2a.student import fit_kd_fixed_aug, fit_kd_source_mix, fit_l2a, fit_teacher_l2a, same_steps
+from kdnotes.l2a.student import fit_kd_fixed_aug, fit_kd_source_mix, fit_l2a, fit_teacher_l2a
 from kdnotes.learning.problem import Problem
 from kdnotes.methods import METHODS, distill
 from kdnotes.models.encoders import make_student, small_bert, word_tokenizer
@@ -61,7 +61,7 @@ def problem(rows=24, select=12, source=30, cache=None, folder=None, **training):
     teacher = make_student(encoder, WORLD.labels, layers=2).eval().requires_grad_(False)
     parts = [encoded(name, source).add_column("domain", [i] * source) for i, name in enumerate(NAMES) if i and source]
     return Problem(teacher, encoder, TOKENIZER, encoded("kitchen", rows), encoded("kitchen", select, 1), WORLD.labels,
-                   training=dict(seed=0, epochs=2, lr=1e-3, batch_size=8) | training, cache=cache, folder=folder,
+                   training=dict(seed=0, steps=6, looks=2, lr=1e-3, batch_size=8) | training, cache=cache, folder=folder,
                    source=concatenate_datasets(parts) if parts else None, domains=NAMES if parts else NAMES[:1])  # fmt: skip
 
 
@@ -146,8 +146,9 @@ def test_a_transition_that_would_lose_is_refused():
     """A worth that no change can keep refuses all, one that all changes keep refuses none, and refused words do not count."""
     batch, _ = pairs(20)
     made, zero, half = generator(), torch.zeros(20, dtype=int), torch.full((20,), 0.5)
-    same = lambda given: (given["input_ids"] == batch["input_ids"]).all(1)  # noqa: E731
-    for worth, taken in ((lambda given: 1e6 * same(given), False), (lambda given: torch.zeros(20), True)):
+    known = set(row_keys(batch))
+    same = lambda given: torch.tensor([key in known for key in row_keys(given)])  # noqa: E731
+    for worth, taken in ((lambda given: 1e6 * same(given), False), (lambda given: 0.0 * same(given), True)):
         torch.manual_seed(0)
         after, moves = transition(made, batch, zero, half, worth=worth)
         assert torch.equal(after["input_ids"], batch["input_ids"]) is not taken
@@ -319,12 +320,28 @@ def test_without_manipulation_and_with_all_kept_the_student_is_that_of_plain_dis
     assert not equal(fit_l2a(given, **SHAPE, **QUICK), fit_kd(given, **SHAPE))
 
 
-def test_every_step_of_the_final_student_is_counted():
-    given = problem(rows=24, epochs=6, batch_size=8)
-    for rows in (24, 40, 100):
-        changes = same_steps(given, rows)
-        epochs = changes.get("epochs", 6)
-        assert round(epochs * -(-rows // 8)) == 18 and abs(epochs * changes.get("evaluations", 1) - 6) <= epochs / 2
+def test_the_final_student_makes_as_many_steps_whatever_its_rows(monkeypatch):
+    given, made, true = problem(), [], student.kd_loss
+    monkeypatch.setattr(student, "kd_loss", lambda *args: made.append(len(args[0])) or true(*args))
+    for more in (None, encoded("books", 40)):
+        student.distilled(given, given.teacher, more, SHAPE, 0.9, 2.0)
+    assert made == [8] * 12
+
+
+def test_the_critic_calls_none_but_target_rows_real():
+    for rows in (24, 70):
+        loop = Loop(problem(rows=rows), LoopPlan(**QUICK), dict(layers=1), 0.9, 2.0)
+        assert len(loop.real) == rows and loop.own == set(map(tuple, loop.problem.train["input_ids"]))
+
+
+def test_a_run_is_the_same_whether_generator_and_teacher_were_made_or_found(tmp_path):
+    filled = Store(tmp_path / "filled")
+    fit_l2a(problem(cache=filled), **SHAPE, **QUICK | dict(learn=2))  # another loop, with the same two before its rounds
+    kinds = lambda: sorted(json.loads(path.read_text())["kind"] for path in filled.path.glob("models/*/spec.json"))  # noqa: E731
+    assert kinds() == ["generator", "l2a", "source teacher"]
+    found, made = (fit_l2a(problem(cache=store), **SHAPE, **QUICK) for store in (filled, Store(tmp_path / "empty")))
+    assert kinds() == ["generator", "l2a", "l2a", "source teacher"]
+    assert equal(found, made) and found.details == made.details
 
 
 class Killed(Exception):
@@ -471,7 +488,7 @@ def test_no_source_of_an_artefact_is_its_target(name, profile, monkeypatch):
         assert spec["task"] not in sources
         assert ("flat" in spec["setting"]) is any("_flat/" in source for source in sources)
         assert profile == "world" or "flat" not in spec["setting"]
-    taught = {(s["task"], s["setting"], s["epochs"], s["rows"]) for s in runs}
+    taught = {(s["task"], s["setting"], s["steps"], s["rows"]) for s in runs}
     assert len(taught) == len({one[:2] for one in taught})  # every method of a table makes as many steps
     if name != "fig10":
         assert any(s["method"] == "teacher" and s["seed"] == 1 for s in runs)  # a budget is drawn anew for every seed
@@ -483,21 +500,20 @@ def test_figures_12_and_13_share_their_runs():
 
 
 def test_teachers_of_many_rows_train_longer_unless_told_otherwise():
-    names = "teacher_epochs", "teacher_steps", "teacher_lr"
+    names = "teacher_steps", "teacher_lr"
 
     def shown(**told):
         specs = [spec for spec in grid(PLANS["fig13"], "world", 1, **told) if spec["method"] == "l2a"]
         return {spec["setting"]: [*(spec[name] for name in names), spec["settings"].get("refine_lr")] for spec in specs}
 
-    assert shown()["n=16"] == shown()["n=64"] == [4, 100, 1e-3, 1e-3] and shown()["n=256"] == [4, 300, 1e-3, 1e-3]
-    assert shown()["n=1024"] == shown()[""] == [12, 100, 4e-4, 4e-4]
-    assert shown(teacher_lr=2e-4)["n=1024"] == [12, 100, 2e-4, 4e-4]
+    assert shown()["n=16"] == shown()["n=64"] == [100, 1e-3, 1e-3] and shown()["n=256"] == [300, 1e-3, 1e-3]
+    assert shown()["n=1024"] == shown()[""] == [500, 4e-4, 4e-4]
+    assert shown(teacher_lr=2e-4)["n=1024"] == [500, 2e-4, 4e-4]
 
 
 @pytest.mark.parametrize("method", ["l2a", "kd_source_mix"])  # each method with a sealed report: test_experiments.py
 def test_report_is_never_seen(method, tmp_path, monkeypatch):
     """Other texts and labels in report change nothing in the student."""
-    monkeypatch.setattr(experiments, "measure", lambda student, teacher: {})
     weights, true, real = [], experiments.distill, experiments._load
 
     def kept(*args, **kwargs):
@@ -519,8 +535,7 @@ def test_report_is_never_seen(method, tmp_path, monkeypatch):
     assert a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
-def test_a_run_tells_what_it_measured(tmp_path, monkeypatch):
-    monkeypatch.setattr(experiments, "measure", lambda student, teacher: {})
+def test_a_run_tells_what_it_measured(tmp_path):
     given = dict(domain="kitchen", budget=24, sources=("amazon/books",), source_rows=30)
     record = tiny.run(tmp_path, "l2a", "amazon", **given, **QUICK)
     details = record["details"]

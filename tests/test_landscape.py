@@ -46,7 +46,7 @@ def problem():
     set_seed(0)
     encoder = small_bert(TOKENIZER, 3, 16, 2)
     teacher = make_student(encoder, LABELS, layers=3).eval().requires_grad_(False)
-    return Problem(teacher, encoder, TOKENIZER, rows(48), rows(24, 1), LABELS, training=dict(epochs=1, lr=1e-3, batch_size=16))
+    return Problem(teacher, encoder, TOKENIZER, rows(48), rows(24, 1), LABELS, training=dict(steps=3, lr=1e-3, batch_size=16))
 
 
 def batch_of(problem, n=6):
@@ -144,6 +144,19 @@ def test_the_first_stage_of_tinybert_trains_student_and_maps_but_not_the_head(pr
     moved = {name for name, weight in seen["after"].items() if not torch.equal(weight, seen["before"][name])}
     assert {"map_embeddings.weight", "map_states.weight", "student.bert.embeddings.word_embeddings.weight"} <= moved
     assert not any("classifier" in name or "pooler" in name for name in moved)
+
+
+@pytest.mark.parametrize("changes, expected", [({}, [3, 3]), (dict(copies=2), [3, 3]), (dict(first_steps=1), [1, 3])])
+def test_copies_are_no_reason_for_more_steps(changes, expected, problem, monkeypatch):
+    seen, real = [], Problem.fit
+
+    def fit(self, model, *args, **changes):
+        seen.append((self.training | changes)["steps"])
+        return real(self, model, *args, **changes)
+
+    monkeypatch.setattr(Problem, "fit", fit)
+    fit_tinybert(problem, **dict(copies=0, layers=1, width=8) | changes)
+    assert seen == expected
 
 
 def test_minilm_copies_the_last_layer_only(problem):
@@ -271,7 +284,7 @@ def test_copies_in_the_cache_are_those_made_without_it(problem, tmp_path):
 def test_an_encoder_without_head_gets_one_and_keeps_its_weights(problem, tmp_path):
     bare = problem.encoder.bert
     caches = (None, Store(tmp_path), Store(tmp_path))  # without one, filled, found
-    plain, *cached = [masked_lm(bare, problem.train, TOKENIZER, epochs=1, cache=cache).state_dict() for cache in caches]
+    plain, *cached = [masked_lm(bare, problem.train, TOKENIZER, steps=1, cache=cache).state_dict() for cache in caches]
     assert all(torch.equal(plain[name], one[name]) for one in cached for name in plain)
     saved = tmp_path / "encoder"
     problem.encoder.save_pretrained(saved)

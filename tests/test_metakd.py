@@ -17,7 +17,6 @@ from kdnotes.core.store import Store
 from kdnotes.data import worlds
 from kdnotes.data.loading import load_task
 from kdnotes.data.tasks import task
-from kdnotes.experiments import runs as experiments
 from kdnotes.experiments import specs
 from kdnotes.experiments.plans import grid
 from kdnotes.learning.problem import Problem
@@ -29,6 +28,7 @@ from kdnotes.metakd.teachers import fit_teacher_mtl, mix_teacher
 from kdnotes.methods import METHODS, distill
 from kdnotes.models.encoders import make_student, small_bert, word_tokenizer
 from kdnotes.models.rows import encode
+from kdnotes.models.shapes import keep_shape
 
 PLANS = {name: one.plan for name, one in artefacts().items()}
 NAMES = ("books", "dvd", "kitchen")
@@ -56,8 +56,9 @@ def problem(target="books", sizes=(40, 40, 40), cache=None, **training):
     names = (target, *(name for name in NAMES if name != target))
     parts = [encoded(name, sizes[NAMES.index(name)]) for name in names]
     source = concatenate_datasets([part.add_column("domain", [i] * len(part)) for i, part in enumerate(parts) if i])
+    training = dict(seed=0, steps=4, looks=1, lr=1e-3) | training
     return Problem(teacher, encoder, TOKENIZER, parts[0], encoded(target, 20, 1), WORLD.labels,
-                   training=dict(seed=0, epochs=1, lr=1e-3) | training, cache=cache, source=source, domains=names)  # fmt: skip
+                   training=training, cache=cache, source=source, domains=names)  # fmt: skip
 
 
 def states(model):
@@ -177,7 +178,9 @@ def test_the_teacher_of_one_other_domain_sees_only_that(monkeypatch):
 @pytest.mark.parametrize("sizes", [(40, 3, 12), (1, 40, 5)])
 def test_unequal_domains_work(sizes):
     given = problem("kitchen", sizes)
-    assert all(torch.isfinite(weight).all() for weight in fit_meta_distillation(given, **SMALL).state_dict().values())
+    for name in ("meta_distillation", "multi_mtn_kd"):
+        student = METHODS[name].fit(given, **SMALL)
+        assert all(torch.isfinite(weight).all() for weight in student.state_dict().values()), name
 
 
 def test_a_label_that_one_domain_has_never_seen_works():
@@ -242,6 +245,27 @@ def test_teachers_are_made_once_for_all_targets_and_students(tmp_path, monkeypat
         assert len(made) == before + 1, changes
 
 
+def test_one_teacher_for_each_domain_and_one_of_all_for_all_targets(tmp_path, monkeypatch):
+    store, made = Store(tmp_path), []
+    true_train = teachers.train
+    monkeypatch.setattr(teachers, "train", lambda *a, **k: made.append(1) or true_train(*a, **k))
+    for method, count in (("multi_mtn_kd", 3), ("single_tinybert_kd", 3), ("mix_tinybert_kd", 4), ("mtl_tinybert_kd", 5),
+                          ("meta_distillation", 6), ("meta_tinybert_kd", 6)):  # fmt: skip
+        for i, target in enumerate(NAMES):
+            of = dict(of=NAMES[i - 1]) if method == "single_tinybert_kd" else {}
+            METHODS[method].fit(problem(target, cache=store), **SMALL, **of)
+        assert len(made) == count, method
+
+
+@pytest.mark.parametrize("method", DOMAIN_METHODS[1:])
+def test_a_student_is_the_same_whether_its_teachers_were_made_or_found(method, tmp_path):
+    settings = SMALL if "layers" in METHODS[method].settings else {}
+    settings = settings | (dict(of="dvd") if "of" in METHODS[method].settings else {})
+    store = Store(tmp_path)
+    made, found, without = (METHODS[method].fit(problem(cache=cache), **settings) for cache in (store, store, None))
+    assert equal(made, found) and equal(made, without)
+
+
 def test_a_pooler_that_was_drawn_when_loading_plays_no_part():
     """AutoModel draws a pooler for a masked-language-model checkpoint; stage 1 must not depend on that draw."""
     given = problem()
@@ -256,8 +280,8 @@ def test_a_pooler_that_was_drawn_when_loading_plays_no_part():
 
 
 def test_heads_of_the_multi_task_teacher_differ_and_are_learned():
-    given = problem("books", lr=5e-3, epochs=2)
-    models = [fit_teacher_mtl(problem(name, lr=5e-3, epochs=2)) for name in NAMES]
+    given = problem("books", lr=5e-3, steps=8)
+    models = [fit_teacher_mtl(problem(name, lr=5e-3, steps=8)) for name in NAMES]
     assert not torch.equal(models[0].classifier.weight, models[1].classifier.weight)
     left = fit_teacher_mtl(given, leave_out=True)
     assert not torch.equal(models[0].bert.embeddings.word_embeddings.weight, left.bert.embeddings.word_embeddings.weight)
@@ -309,8 +333,10 @@ def test_scores_of_the_second_stage_belong_to_the_targets_rows(monkeypatch):
     true = meta_distillation.domain_expertise
     monkeypatch.setattr(meta_distillation, "domain_expertise", lambda t, right: found.update(t=t) or true(t, right))
     fit_meta_distillation(given, **SMALL)
-    slow = prototypes.scores_of(all_rows(given), given.encoder, TOKENIZER)
-    assert np.allclose(found["t"], slow[:40]) and len(found["t"]) == len(given.train)
+    rows = all_rows(given)
+    slow = prototypes.scores_of(rows, given.encoder, TOKENIZER)[np.array(rows["domain"]) == NAMES.index("dvd")]
+    assert np.allclose(found["t"], slow) and len(found["t"]) == len(given.train)
+    assert rows.select(range(40, 80))["input_ids"] == given.train["input_ids"]
 
 
 @pytest.mark.parametrize("method", DOMAIN_METHODS)
@@ -328,15 +354,15 @@ def test_the_front_door_takes_other_domains_and_gives_a_standard_model(method, t
     assert torch.allclose(again(input_ids=ids).logits, student.cpu()(input_ids=ids).logits, atol=1e-6)
 
 
-def test_experiments_make_the_meta_teacher_once_for_all_domains_and_seeds(tmp_path, monkeypatch):
-    monkeypatch.setattr(experiments, "measure", lambda student, teacher: {})
+def test_experiments_make_teachers_once_for_all_domains_and_seeds(tmp_path):
     names = ("books", "dvd")
-    for domain, seed in ((*names[:1], 0), (*names[1:], 0), (*names[:1], 1)):
-        others = tuple(f"amazon/{name}" for name in names if name != domain)
-        record = tiny.run(tmp_path, "meta_distillation", "amazon", seed, domain=domain, sources=others, source_rows=120)
-        assert set(record["details"]["measures"]) == {"transfer_score", "expertise"}
-    kept = [json.loads(path.read_text()) for path in tmp_path.glob("models/*/spec.json")]
-    assert sum(spec["kind"] == "teacher of domains" for spec in kept) == 1
+    for method, count in (("meta_distillation", 1), ("multi_mtn_kd", 1 + 2), ("mtl_tinybert_kd", 1 + 2 + 1)):
+        for domain, seed in (("books", 0), ("dvd", 0), ("books", 1)):
+            others = tuple(f"amazon/{name}" for name in names if name != domain)
+            record = tiny.run(tmp_path, method, "amazon", seed, domain=domain, sources=others, source_rows=120)
+            assert method != "meta_distillation" or set(record["details"]["measures"]) == {"transfer_score", "expertise"}
+        kept = [json.loads(path.read_text()) for path in tmp_path.glob("models/*/spec.json")]
+        assert sum(spec["kind"] == "teacher of domains" for spec in kept) == count, method
 
 
 # --- the artefacts ----------------------------------------------------------------------------------------------------
@@ -370,7 +396,8 @@ def test_all_ten_published_rows_are_in_every_domain():
 def test_artefacts_share_their_runs():
     """What figure 17 needs in full rows is what figure 16 has: nothing is trained twice."""
     keys = {name: {address(spec) for spec in grid(PLANS[name], "world", 2)} for name in META_ARTEFACTS[1:]}
-    # per domain: majority, the bag of words and the teacher once, and for two seeds the student undistilled, in-domain TinyBERT-KD and here Meta-KD
+    # per domain: majority, the bag of words and the teacher once; for two seeds the student undistilled, in-domain
+    # TinyBERT-KD and here Meta-KD
     assert len(keys["fig16"] & keys["fig17_zeroshot"]) == 4 * (3 + 2 * 2)
     assert len(keys["fig16"] & keys["fig17_fraction"]) == 2 * (3 + 2 * 3)
 
@@ -400,15 +427,8 @@ def test_another_seed_of_the_first_stage_is_another_teacher():
         assert not equal(one, other), name
 
 
-def test_equal_shapes_are_timed_once(monkeypatch):
-    timed = []
-    monkeypatch.setattr(experiments, "_COSTS", {})
-    monkeypatch.setattr(experiments, "measure", lambda *models: timed.append(models) or dict(params=1))
-    given = problem()
-    one, other = (fit_meta_distillation(given, **SMALL) for _ in range(2))
-    for student in (one, other):
-        experiments._cost(student, given.teacher, shared=True)
-    assert len(timed) == 1
-    experiments._cost(given.teacher, given.teacher, shared=True)
-    experiments._cost(one, given.teacher, shared=False)
-    assert len(timed) == 3
+def test_equal_shapes_are_kept_once(tmp_path):
+    """So the students of all targets are timed once."""
+    store = Store(tmp_path)
+    one, other = (keep_shape(fit_meta_distillation(problem(name), **SMALL), store) for name in NAMES[:2])
+    assert one == other != keep_shape(problem().teacher, store)

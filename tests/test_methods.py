@@ -47,8 +47,8 @@ def teachers():
 
 
 SMALL = {
-    "bilstm_soft": {"hidden_size": 8, "inner": 8, "lstm_epochs": 1}, "pkd": {"layers": 2}, "albert": {"embedding": 8},
-    "tinybert": {"layers": 1, "first_epochs": 1}, "ladder": {"layers": 1, "base": "kd"}, **SMALL_SEARCH,
+    "bilstm_soft": {"hidden_size": 8, "inner": 8, "lstm_steps": 2}, "pkd": {"layers": 2}, "albert": {"embedding": 8},
+    "tinybert": {"layers": 1, "first_steps": 2}, "ladder": {"layers": 1, "base": "kd"}, **SMALL_SEARCH,
 }  # fmt: skip
 
 

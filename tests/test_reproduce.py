@@ -13,8 +13,9 @@ from typer.testing import CliRunner
 
 from kdnotes.cli import app, artefacts, read_settings
 from kdnotes.core.store import Store
+from kdnotes.experiments.opened import checkout, redraw
 from kdnotes.experiments.plans import grid
-from kdnotes.experiments.reproduce import check_parameters, checkout, open_store, redraw, reproduce
+from kdnotes.experiments.reproduce import check_parameters, open_store, reproduce
 from kdnotes.experiments.tables import read_table, same_table
 
 ROOT = Path(__file__).parents[1]

@@ -40,7 +40,7 @@ def student(kind="single"):
 def trained(rows, kind="single", select=None, **settings):
     model, tokens = student(kind), kind == "tokens"
     parts = [encode(data(n, tokens=tokens), TOKENIZER, ("text",), "label", 16, kind) if n else None for n in (rows, select)]
-    train(model, *parts, TOKENIZER, epochs=3, lr=1e-3, batch_size=16, **settings)
+    train(model, *parts, TOKENIZER, steps=9, lr=1e-3, batch_size=16, **settings)
     return model
 
 

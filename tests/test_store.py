@@ -207,7 +207,7 @@ def test_import_keeps_what_is_there(tmp_path):
 
 def test_lines_are_sorted_whatever_the_order(tmp_path):
     store = Store(tmp_path)
-    specs = [spec_of(seed, setting=setting) for seed in (10, 2) for setting in ("", "beta=4")]
+    specs = [spec_of(seed, setting=setting, beta=len(setting)) for seed in (10, 2) for setting in ("", "beta=4")]
     specs.append({"method": "adabert", "task": "rte", "seed": 0})
     for spec in specs:
         store.put(spec, {})

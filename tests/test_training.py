@@ -59,7 +59,7 @@ def test_token_tasks_learn_and_report_one_label_per_word():
     data = Dataset.from_list([{"words": ["good", "film"], "tags": [1, 0]}, {"words": ["book"], "tags": [0]}] * 20)
     data = encode(data, TOKENIZER, ("words",), "tags", 16, "tokens")
     model = student(labels=("O", "B-praise"), kind="tokens")
-    train(model, data, data, TOKENIZER, epochs=20, lr=1e-2, metric="entity_f1", label_names=("O", "B-praise"))
+    train(model, data, data, TOKENIZER, steps=40, looks=20, lr=1e-2, metric="entity_f1", label_names=("O", "B-praise"))
     said = predicted_labels(predict(model, data, TOKENIZER))
     assert gold_labels(data)[:2] == [[1, 0], [0]] and said == gold_labels(data)
 
@@ -69,16 +69,16 @@ def test_words_cut_by_max_length_have_no_label():
     assert sum(label != -100 for label in encode(data, TOKENIZER, ("words",), "tags", 6, "tokens")[0]["labels"]) == 4
 
 
-def test_the_best_epoch_on_select_is_kept():
+def test_the_best_look_at_select_is_kept():
     model, data, select = student(), encoded(200), encoded(100, seed=1)
-    log = train(model, data, select, TOKENIZER, epochs=6, lr=5e-3)
+    log = train(model, data, select, TOKENIZER, steps=42, looks=6, lr=5e-3)
     scores = [entry["eval_score"] for entry in log if "eval_score" in entry]
     now = (predicted_labels(predict(model, select, TOKENIZER)) == gold_labels(select)).mean()
     assert len(scores) == 6 and now == max(scores) > 0.8
 
 
 def test_early_stopping_stops():
-    log = train(student(), encoded(64), encoded(32, 1), TOKENIZER, epochs=30, lr=1e-9, patience=2)
+    log = train(student(), encoded(64), encoded(32, 1), TOKENIZER, steps=60, looks=30, lr=1e-9, patience=2)
     assert sum("eval_score" in entry for entry in log) == 3
 
 
@@ -86,12 +86,12 @@ def test_same_seed_same_weights_other_seed_other_weights():
     finals = []
     for seed in (0, 0, 1):
         model = student()
-        train(model, encoded(96), encoded(32, 1), TOKENIZER, epochs=2, lr=1e-3, seed=seed)
+        train(model, encoded(96), encoded(32, 1), TOKENIZER, steps=6, looks=2, lr=1e-3, seed=seed)
         finals.append(torch.cat([p.flatten() for p in model.parameters()]))
     assert torch.equal(finals[0], finals[1]) and not torch.equal(finals[0], finals[2])
 
 
-@pytest.mark.parametrize("wrong", [dict(epochs=0), dict(lr=-1.0), dict(batch_size=0), dict(evaluations=0)])
+@pytest.mark.parametrize("wrong", [dict(steps=0), dict(lr=-1.0), dict(batch_size=0), dict(looks=0)])
 def test_wrong_numbers_fail_at_once(wrong):
     with pytest.raises(ValueError, match=f"{next(iter(wrong))}=.* must be positive"):
         train(student(), encoded(8), None, TOKENIZER, **wrong)
@@ -114,7 +114,7 @@ sys.path.insert(0, "tests")
 from pathlib import Path
 from test_training import TOKENIZER, encoded, student, train
 model = student()
-train(model, encoded(600), encoded(50, 1), TOKENIZER, epochs=12, lr=1e-3, folder=Path(sys.argv[1]))
+train(model, encoded(600), encoded(50, 1), TOKENIZER, steps=228, looks=12, lr=1e-3, folder=Path(sys.argv[1]))
 torch.save(torch.cat([p.flatten() for p in model.parameters()]), Path(sys.argv[1]) / "final.pt")
 """
 
@@ -155,7 +155,7 @@ def test_an_unfinished_checkpoint_is_swept_away(tmp_path):
 def test_bf16_ends_with_the_training(tmp_path):
     """A student trained in bfloat16 answers in full precision, as it does when it has been saved and loaded."""
     model, data = student(), encoded(24)
-    train(model, data, None, TOKENIZER, epochs=1, bf16=True)
+    train(model, data, None, TOKENIZER, steps=1, bf16=True)
     model.save_pretrained(tmp_path)
     ids = torch.tensor([data[0]["input_ids"]])
     again = type(model).from_pretrained(tmp_path).eval()

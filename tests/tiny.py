@@ -3,11 +3,11 @@
 from kdnotes.core.store import Store
 from kdnotes.experiments import runs as experiments
 
-ENCODER = dict(layers=2, width=32, heads=2, sentences=400, epochs=1)
-RUN = dict(rows=120, teacher_rows=200, epochs=2, teacher_epochs=1, layers=2, width=16, heads=2, max_length=24,
+ENCODER = dict(layers=2, width=32, heads=2, sentences=400, steps=7)
+RUN = dict(rows=120, teacher_rows=200, steps=8, looks=2, teacher_steps=16, layers=2, width=16, heads=2, max_length=24,
            world_encoder=ENCODER)  # fmt: skip
 
-SEARCH = dict(steps=6, search_batch=16, channels=8, max_depth=2, cnn_epochs=1)
+SEARCH = dict(search_steps=6, search_batch=16, channels=8, max_depth=2, cnn_steps=4)
 SMALL_SEARCH = {name: SEARCH for name in ("adabert", "adabert_undistilled", "adabert_random")}
 
 

@@ -27,7 +27,7 @@ from .supernet import SuperNet, architecture_loss, path_loss
 from ..core.hashes import model_sha256, rows_sha256, words_sha256
 from ..learning.problem import Problem
 from ..learning.training import LengthGrouped
-from ..models.rows import Collate, model_inputs
+from ..models.rows import Collate, Rows, model_inputs
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -37,8 +37,8 @@ class Batches:
     """Batches of encoded rows for ever, batch `step` being a pure function of the seed."""
 
     def __init__(self, rows: "Dataset", tokenizer: PreTrainedTokenizerBase, batch_size: int, seed: int) -> None:
-        self.rows, self.collate, self.size = rows, Collate(tokenizer), min(batch_size, len(rows))
-        self.sampler, self.count = LengthGrouped(rows["length"][:], self.size, seed), len(rows) // self.size
+        self.rows, self.collate, self.size = Rows(rows), Collate(tokenizer), min(batch_size, len(rows))
+        self.sampler, self.count = LengthGrouped(self.rows.lengths.tolist(), self.size, seed), len(rows) // self.size
         self.order = lru_cache(maxsize=2)(self._order)
 
     def _order(self, epoch: int) -> list[int]:
@@ -75,7 +75,7 @@ class _Loop:
         self, net: SuperNet, arch: Architecture, batches: tuple[Batches, Batches], steps: int, warm_up: int, lr: float,
         arch_lr: float, device: torch.device,
     ) -> None:  # fmt: skip
-        self.net, self.arch, self.batches, self.device = net, arch, batches, device
+        self.net, self.arch, self.batches, self.device = net.train(), arch, batches, device
         self.steps, self.warm_up = steps, warm_up
         self.optimizers = (
             torch.optim.AdamW(net.parameters(), lr=lr, weight_decay=3e-4),
@@ -89,7 +89,7 @@ class _Loop:
         tau = temperature(learned, self.steps - self.warm_up)
         batch, inputs = self._batch(0, step, tokenizer)
         sample = self.arch.sample(tau)
-        loss = path_loss(self.net.train()(sample, **inputs), sample, batch, self.net.kind, gamma)
+        loss = path_loss(self.net(sample, **inputs), sample, batch, self.net.kind, gamma)
         self._follow(loss, self.optimizers[0])
         if step >= self.warm_up:
             batch, inputs = self._batch(1, step, tokenizer)
@@ -106,8 +106,8 @@ class _Loop:
         return batch, model_inputs(batch, tokenizer)
 
     def _follow(self, loss: torch.Tensor, optimizer: torch.optim.Optimizer) -> None:
-        self.net.zero_grad()
-        self.arch.zero_grad()
+        for one in self.optimizers:
+            one.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(optimizer.param_groups[0]["params"], 5.0)
         optimizer.step()

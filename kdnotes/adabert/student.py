@@ -162,14 +162,16 @@ def task_words(problem: Problem, rows: "Dataset") -> torch.Tensor:
     return torch.tensor(sorted(seen | set(problem.tokenizer.all_special_ids)))
 
 # %% ../../nbs/adabert/07_student.ipynb #cell-019
-def train_student(student: AdaBert, problem: Problem, rows: "Dataset", gamma: float, cnn_lr: float, cnn_epochs: float) -> AdaBert:
+def train_student(
+    student: AdaBert, problem: Problem, rows: "Dataset", gamma: float, cnn_lr: float, cnn_steps: int | None
+) -> AdaBert:
     """Train a derived student by `(1 - gamma) L_CE + gamma L_KD`; its heads are dropped at the end.
 
     Parameters
     ----------
     rows: with the column `probes`, or `teacher_logits` for token tasks, see `taught_rows`.
     gamma: weight of the teacher's knowledge.
-    cnn_lr, cnn_epochs: learning rate and epochs.
+    cnn_lr, cnn_steps: learning rate, and steps of the optimiser; the problem's if None.
     """
     if gamma and problem.kind != "tokens":
         set_seed(problem.seed)
@@ -181,7 +183,7 @@ def train_student(student: AdaBert, problem: Problem, rows: "Dataset", gamma: fl
         taught = teacher_loss(out.logits, out.hidden_states, batch, problem.kind) if gamma else 0.0
         return tradeoff(cross_entropy(out.logits, batch["labels"]), taught, 0.0, gamma, 0.0)
 
-    problem.fit(student, rows, objective, lr=cnn_lr, epochs=cnn_epochs)
+    problem.fit(student, rows, objective, lr=cnn_lr, **({} if cnn_steps is None else dict(steps=cnn_steps)))
     student.heads = None
     return student.eval()
 
@@ -248,9 +250,9 @@ def _searched(problem: Problem, gamma: float, beta: float, **settings: Any) -> t
 
 def _finish(
     student: AdaBert, problem: Problem, rows: "Dataset", found: Search | Genotype, gamma: float, max_depth: int, cnn_lr: float,
-    cnn_epochs: float,
+    cnn_steps: int | None,
 ) -> AdaBert:  # fmt: skip
-    student = train_student(student, problem, rows, gamma, cnn_lr, cnn_epochs)
+    student = train_student(student, problem, rows, gamma, cnn_lr, cnn_steps)
     genotype = student.config.genotype
     cost = genotype_cost(genotype, student.config.width, max_depth)
     measures = dict(depth=genotype.depth, cost=cost, network_params=parameters(student)["params_no_embeddings"])
@@ -263,9 +265,9 @@ def _finish(
     paper="arXiv 2001.04246", first=searched_elsewhere,
 )  # fmt: skip
 def fit_adabert(
-    problem: Problem, gamma: float = 0.8, beta: float = 4.0, genotype: str = "", start: str = "supernet", steps: int = 1000,
+    problem: Problem, gamma: float = 0.8, beta: float = 4.0, genotype: str = "", start: str = "supernet", search_steps: int = 1000,
     search_batch: int = 128, search_lr: float = 1e-2, arch_lr: float = 5e-2, channels: int = 128, max_depth: int = MAX_DEPTH,
-    cnn_lr: float = 1e-3, cnn_epochs: float = 10, vocabulary: str = "full", copies: int = 0, share: float = 0.4,
+    cnn_lr: float = 1e-3, cnn_steps: int | None = None, vocabulary: str = "full", copies: int = 0, share: float = 0.4,
 ) -> AdaBert:  # fmt: skip
     """A CNN searched for this task and distilled (AdaBERT, arXiv 2001.04246).
 
@@ -274,9 +276,9 @@ def fit_adabert(
     gamma, beta: weights of the teacher's knowledge and of the cost.
     genotype: JSON of a genotype to use instead of a search; in an experiment also the task on which to search it.
     start: `supernet` weights or from `scratch`.
-    steps, search_batch, search_lr, arch_lr, max_depth: of the search, see `search`.
+    search_steps, search_batch, search_lr, arch_lr, max_depth: of the search, see `search`.
     channels: the width of all states.
-    cnn_lr, cnn_epochs: of the derived student's training.
+    cnn_lr, cnn_steps: of the derived student's training; the problem's steps if None, with copies too.
     vocabulary: `full`, or only the words of the `task`.
     copies, share: augmented copies of every row, and how many of a copy's words are replaced.
 
@@ -290,11 +292,11 @@ def fit_adabert(
     if found := _given(genotype, vocabulary, start):
         rows = taught_rows(problem)
     else:
-        rows, found = _searched(problem, gamma, beta, steps=steps, batch_size=search_batch, width=channels, max_depth=max_depth,
+        rows, found = _searched(problem, gamma, beta, steps=search_steps, batch_size=search_batch, width=channels, max_depth=max_depth,
                                 lr=search_lr, arch_lr=arch_lr)  # fmt: skip
     rows = _with_copies(problem, rows, copies, share)
     student = derive(found, problem, channels, start, task_words(problem, rows) if vocabulary == "task" else None)
-    return _finish(student, problem, rows, found, gamma, max_depth, cnn_lr, cnn_epochs)
+    return _finish(student, problem, rows, found, gamma, max_depth, cnn_lr, cnn_steps)
 
 # %% ../../nbs/adabert/07_student.ipynb #cell-024
 @register_method(
@@ -302,17 +304,17 @@ def fit_adabert(
     family="architecture search", paper="arXiv 2001.04246",
 )  # fmt: skip
 def fit_adabert_undistilled(
-    problem: Problem, gamma: float = 0.8, beta: float = 4.0, start: str = "scratch", steps: int = 1000, search_batch: int = 128,
+    problem: Problem, gamma: float = 0.8, beta: float = 4.0, start: str = "scratch", search_steps: int = 1000, search_batch: int = 128,
     search_lr: float = 1e-2, arch_lr: float = 5e-2, channels: int = 128, max_depth: int = MAX_DEPTH, cnn_lr: float = 1e-3,
-    cnn_epochs: float = 10,
+    cnn_steps: int | None = None,
 ) -> AdaBert:  # fmt: skip
     """The searched architecture trained on labels alone; settings as in `fit_adabert`, `gamma` and `beta` those of the search.
 
     It starts from scratch: the weights of the super-net have seen the teacher.
     """
-    rows, found = _searched(problem, gamma, beta, steps=steps, batch_size=search_batch, width=channels, max_depth=max_depth,
+    rows, found = _searched(problem, gamma, beta, steps=search_steps, batch_size=search_batch, width=channels, max_depth=max_depth,
                             lr=search_lr, arch_lr=arch_lr)  # fmt: skip
-    return _finish(derive(found, problem, channels, start), problem, rows, found, 0.0, max_depth, cnn_lr, cnn_epochs)
+    return _finish(derive(found, problem, channels, start), problem, rows, found, 0.0, max_depth, cnn_lr, cnn_steps)
 
 # %% ../../nbs/adabert/07_student.ipynb #c7694e1d1
 def same_cost(genotype: Genotype, width: int, max_depth: int, seed: int, tries: int = 500) -> Genotype:
@@ -328,11 +330,11 @@ def same_cost(genotype: Genotype, width: int, max_depth: int, seed: int, tries: 
     paper="arXiv 2001.04246",
 )  # fmt: skip
 def fit_adabert_random(
-    problem: Problem, gamma: float = 0.8, beta: float = 4.0, steps: int = 1000, search_batch: int = 128, search_lr: float = 1e-2,
-    arch_lr: float = 5e-2, channels: int = 128, max_depth: int = MAX_DEPTH, cnn_lr: float = 1e-3, cnn_epochs: float = 10,
+    problem: Problem, gamma: float = 0.8, beta: float = 4.0, search_steps: int = 1000, search_batch: int = 128, search_lr: float = 1e-2,
+    arch_lr: float = 5e-2, channels: int = 128, max_depth: int = MAX_DEPTH, cnn_lr: float = 1e-3, cnn_steps: int | None = None,
 ) -> AdaBert:  # fmt: skip
     """A random architecture of the searched one's cost, trained from scratch; settings as in `fit_adabert`."""
-    rows, found = _searched(problem, gamma, beta, steps=steps, batch_size=search_batch, width=channels, max_depth=max_depth,
+    rows, found = _searched(problem, gamma, beta, steps=search_steps, batch_size=search_batch, width=channels, max_depth=max_depth,
                             lr=search_lr, arch_lr=arch_lr)  # fmt: skip
     drawn = same_cost(found.genotype, channels, max_depth, problem.seed)
-    return _finish(derive(drawn, problem, channels, "scratch"), problem, rows, drawn, gamma, max_depth, cnn_lr, cnn_epochs)
+    return _finish(derive(drawn, problem, channels, "scratch"), problem, rows, drawn, gamma, max_depth, cnn_lr, cnn_steps)

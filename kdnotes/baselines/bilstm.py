@@ -85,14 +85,15 @@ AutoModelForSequenceClassification.register(BiLSTMConfig, BiLSTM)
     paper="arXiv 1903.12136", teacher_tokenizer=False,
 )  # fmt: skip
 def fit_bilstm_soft(
-    problem: Problem, hidden_size: int = 150, inner: int = 200, lstm_lr: float = 1e-3, lstm_epochs: float = 10
+    problem: Problem, hidden_size: int = 150, inner: int = 200, lstm_lr: float = 1e-3, lstm_steps: int | None = None
 ) -> BiLSTM:
     """A BiLSTM trained to give the teacher's logits (BiLSTM-SOFT, arXiv 1903.12136 eq. 3).
 
     Parameters
     ----------
     hidden_size, inner: the network's shape; its word vectors start as the encoder's.
-    lstm_lr, lstm_epochs: learning rate and epochs, larger than a pre-trained transformer's, since the LSTM starts from nothing.
+    lstm_lr: larger than a pre-trained transformer's, since the LSTM starts from nothing.
+    lstm_steps: of the training; the problem's if None.
     """
     needs_halves(problem)
     set_seed(problem.seed)
@@ -109,4 +110,5 @@ def fit_bilstm_soft(
         real = batch["labels"] != -100
         return logits_mse(logits[real], batch["teacher_logits"][real])
 
-    return problem.fit(student, problem.taught, objective, lr=lstm_lr, epochs=lstm_epochs, bf16=False)
+    steps = {} if lstm_steps is None else dict(steps=lstm_steps)
+    return problem.fit(student, problem.taught, objective, lr=lstm_lr, bf16=False, **steps)

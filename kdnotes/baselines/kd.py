@@ -38,7 +38,7 @@ def small_transformer(
 # %% ../../nbs/baselines/02_kd.ipynb #c47334a06
 @register_method(
     "undistilled", "the small transformer trained on labels alone", title="undistilled", family="no distillation",
-    role="undistilled", teacher_tokenizer=False,
+    role="undistilled", reads_teacher=False, teacher_tokenizer=False,
 )  # fmt: skip
 def fit_undistilled(
     problem: Problem, layers: int = 4, width: int | None = None, heads: int | None = None, inner: int | None = None,

@@ -75,7 +75,7 @@ def _blank(problem: Problem) -> BagOfWords:
 # %% ../../nbs/baselines/01_lookup.ipynb #c0e85467c
 @register_method(
     "majority", "always the most frequent label", title="majority class", family="reference", role="majority", seeded=False,
-    teacher_tokenizer=False,
+    reads_teacher=False, teacher_tokenizer=False,
 )  # fmt: skip
 def fit_majority(problem: Problem) -> BagOfWords:
     """The most frequent label of `train`, for every row."""
@@ -104,7 +104,7 @@ def _counts(problem: Problem, config: BagOfWordsConfig) -> tuple[list[dict[int, 
 # %% ../../nbs/baselines/01_lookup.ipynb #cell-014
 @register_method(
     "bag_of_words", "logistic regression on word counts", title="bag of words", family="reference", role="bag of words",
-    seeded=False, teacher_tokenizer=False,
+    seeded=False, reads_teacher=False, teacher_tokenizer=False,
 )  # fmt: skip
 def fit_bag_of_words(problem: Problem, strength: float = 1.0) -> BagOfWords:
     """Logistic regression on word-piece counts, with the labels alone.

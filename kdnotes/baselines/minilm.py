@@ -39,14 +39,14 @@ def relation_loss(ours: Attention, theirs: Attention, mask: torch.Tensor) -> tor
     paper="arXiv 2002.10957",
 )  # fmt: skip
 def fit_minilm(
-    problem: Problem, first_epochs: float | None = None, first_lr: float | None = None, layers: int = 4,
+    problem: Problem, first_steps: int | None = None, first_lr: float | None = None, layers: int = 4,
     width: int | None = None, heads: int | None = None, inner: int | None = None, init: str = "layers",
 ) -> PreTrainedModel:  # fmt: skip
     """A student that copies the last layer's relations and is then fine-tuned on labels (MiniLM, arXiv 2002.10957).
 
     Parameters
     ----------
-    first_epochs, first_lr: of the stage that copies relations; as in the second if None.
+    first_steps, first_lr: of the stage that copies relations; the problem's if None.
     layers, width, heads, inner, init: the student, see `make_student`; as many heads as the teacher.
 
     Raises
@@ -68,6 +68,6 @@ def fit_minilm(
             theirs = look_inside(teacher, **inputs).attentions[-1]
         return relation_loss(look_inside(model, **inputs).attentions[-1], theirs, batch["attention_mask"])
 
-    first = {name: value for name, value in (("epochs", first_epochs), ("lr", first_lr)) if value is not None}
+    first = {name: value for name, value in (("steps", first_steps), ("lr", first_lr)) if value is not None}
     problem.fit(student, objective=relate, last=False, **first)
     return problem.fit(student)

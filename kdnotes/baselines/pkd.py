@@ -19,7 +19,7 @@ from ..learning.losses import kd_loss, normalised_cls_mse
 from ..learning.problem import Problem
 from ..learning.registry import register_method
 from ..models.encoders import make_student
-from ..models.rows import Collate, model_inputs
+from ..models.rows import Collate, Rows, model_inputs
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -50,9 +50,9 @@ def matched_layers(student: int, teacher: int, strategy: str = "skip") -> tuple[
 def _cls_states(
     data: "Dataset", teacher: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, layers: tuple[int, ...], batch_size: int
 ) -> np.ndarray:
-    collate, states_of_rows = Collate(tokenizer), []
-    for start in range(0, len(data), batch_size):
-        batch = collate([data[i] for i in range(start, min(start + batch_size, len(data)))])
+    rows, collate, states_of_rows = Rows.of(data), Collate(tokenizer), []
+    for start in range(0, len(rows), batch_size):
+        batch = collate([rows[i] for i in range(start, min(start + batch_size, len(rows)))])
         inputs = {name: value.to(teacher.device) for name, value in model_inputs(batch, tokenizer).items()}
         states = teacher(**inputs, output_hidden_states=True).hidden_states
         states_of_rows.append(torch.stack([states[layer][:, 0] for layer in layers], dim=1).float().cpu().numpy())

@@ -20,7 +20,7 @@ from .packed import QBert, packed_model, rounded, rounded_activations
 from ..learning.losses import cross_entropy
 from ..learning.problem import Problem
 from ..learning.registry import register_method
-from ..models.rows import Collate, model_inputs
+from ..models.rows import Collate, Rows, model_inputs
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -86,11 +86,11 @@ def layer_eigenvalues(
     for layer in weights:
         for weight in layer:
             weight.requires_grad_()
-    found = []
-    for start in range(0, min(batches * batch_size, len(data)), batch_size):
-        rows = collate([data[i] for i in range(start, min(start + batch_size, len(data)))])
-        rows = {name: value.to(probe.device) for name, value in rows.items()}
-        loss = cross_entropy(probe(**model_inputs(rows, tokenizer)).logits, rows["labels"])
+    rows, found = Rows(data.select(range(min(batches * batch_size, len(data))))), []
+    for start in range(0, len(rows), batch_size):
+        batch = collate([rows[i] for i in range(start, min(start + batch_size, len(rows)))])
+        batch = {name: value.to(probe.device) for name, value in batch.items()}
+        loss = cross_entropy(probe(**model_inputs(batch, tokenizer)).logits, batch["labels"])
         found.append([top_eigenvalue(loss, layer, steps) for layer in weights])
     return np.array(found)
 
@@ -142,7 +142,7 @@ def choose_bits(model: PreTrainedModel, problem: Problem, low: int, high: int) -
 
 # %% ../../nbs/baselines/10_qbert.ipynb #cell-038
 def fit_qbert(
-    problem: Problem, low: int, high: int, groups: int = 128, tune_epochs: float = 1, tune_lr: float | None = None
+    problem: Problem, low: int, high: int, groups: int = 128, tune_steps: int = 100, tune_lr: float | None = None
 ) -> QBert:
     """The teacher in few bits: bits by curvature, fine-tuned while rounded, stored packed (Q-BERT, arXiv 1909.05840).
 
@@ -150,7 +150,8 @@ def fit_qbert(
     ----------
     low, high: bits per weight of the less and the more sensitive half of the layers.
     groups: of neurons with their own levels, per matrix.
-    tune_epochs, tune_lr: of the fine-tuning; half the shared learning rate if None, for a network that is already trained.
+    tune_steps: of the fine-tuning; a network that is already trained needs few.
+    tune_lr: of the fine-tuning; half the shared learning rate if None, for the same reason.
 
     Raises
     ------
@@ -164,7 +165,7 @@ def fit_qbert(
     bits = choose_bits(student, problem, low, high)
     hooks = round_while_training(student, bits, groups)
     lr = tune_lr or problem.training.get("lr", 5e-5) / 2
-    problem.fit(student, epochs=tune_epochs, lr=lr)
+    problem.fit(student, steps=tune_steps, lr=lr)
     return packed_model(as_floats(student, bits, hooks), bits, groups, problem.kind)
 
 # %% ../../nbs/baselines/10_qbert.ipynb #ceec18834
@@ -172,24 +173,24 @@ def fit_qbert(
     "qbert_mixed", "the teacher in 2 and 3 bits by curvature, fine-tuned while rounded", title="Q-BERT, 2 and 3 bits",
     family="quantisation", paper="arXiv 1909.05840",
 )  # fmt: skip
-def fit_qbert_mixed(problem: Problem, low: int = 2, high: int = 3, groups: int = 128, tune_epochs: float = 1) -> QBert:
+def fit_qbert_mixed(problem: Problem, low: int = 2, high: int = 3, groups: int = 128, tune_steps: int = 100) -> QBert:
     """Q-BERT with 2 or 3 bits per weight, by the curvature of each layer."""
-    return fit_qbert(problem, low, high, groups, tune_epochs)
+    return fit_qbert(problem, low, high, groups, tune_steps)
 
 
 @register_method(
     "qbert_4bit", "the teacher in 4 bits, fine-tuned while rounded", title="Q-BERT, 4 bits", family="quantisation",
     paper="arXiv 1909.05840",
 )  # fmt: skip
-def fit_qbert_4bit(problem: Problem, groups: int = 128, tune_epochs: float = 1) -> QBert:
+def fit_qbert_4bit(problem: Problem, groups: int = 128, tune_steps: int = 100) -> QBert:
     """Q-BERT with 4 bits per weight in every layer."""
-    return fit_qbert(problem, 4, 4, groups, tune_epochs)
+    return fit_qbert(problem, 4, 4, groups, tune_steps)
 
 
 @register_method(
     "qbert_8bit", "the teacher in 8 bits, fine-tuned while rounded", title="Q-BERT, 8 bits", family="quantisation",
     paper="arXiv 1909.05840",
 )  # fmt: skip
-def fit_qbert_8bit(problem: Problem, groups: int = 128, tune_epochs: float = 1) -> QBert:
+def fit_qbert_8bit(problem: Problem, groups: int = 128, tune_steps: int = 100) -> QBert:
     """Q-BERT with 8 bits per weight in every layer."""
-    return fit_qbert(problem, 8, 8, groups, tune_epochs)
+    return fit_qbert(problem, 8, 8, groups, tune_steps)

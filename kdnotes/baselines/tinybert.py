@@ -72,7 +72,7 @@ def _student_shape(
     paper="arXiv 1909.10351",
 )  # fmt: skip
 def fit_tinybert(
-    problem: Problem, copies: int = 1, share: float = 0.4, first_epochs: float | None = None, first_lr: float | None = None,
+    problem: Problem, copies: int = 1, share: float = 0.4, first_steps: int | None = None, first_lr: float | None = None,
     layers: int = 4, width: int | None = None, heads: int | None = None, inner: int | None = None, init: str = "layers",
 ) -> PreTrainedModel:  # fmt: skip
     """A narrow student that follows its teacher layer by layer and then in its predictions (TinyBERT, arXiv 1909.10351).
@@ -81,7 +81,7 @@ def fit_tinybert(
     ----------
     copies: augmented copies of every row, 0 for none; the paper makes 20.
     share: of the words that are replaced in a copy.
-    first_epochs, first_lr: of the first stage; as in the second if None.
+    first_steps, first_lr: of the first stage; the problem's if None. Copies are no reason for more steps.
     layers, width, heads, inner, init: the student, see `make_student`; as many heads as the teacher.
 
     Raises
@@ -93,7 +93,7 @@ def fit_tinybert(
     rows = with_copies(problem, copies, share)
     set_seed(problem.seed)
     student = make_student(problem.encoder, problem.labels, problem.kind, init=init, **shape)
-    first = {name: value for name, value in (("epochs", first_epochs), ("lr", first_lr)) if value is not None}
+    first = {name: value for name, value in (("steps", first_steps), ("lr", first_lr)) if value is not None}
     follower = Follower(student, problem.teacher.config.hidden_size)
     problem.fit(follower, rows, partial(inner_loss, problem=problem), last=False, **first)
     return problem.fit(student, rows, partial(prediction_loss, problem=problem))

@@ -8,18 +8,29 @@ __all__ = ['rows_sha256', 'words_sha256', 'model_sha256']
 # %% ../../nbs/core/01_hashes.ipynb #c4a5ac0e3
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 # %% ../../nbs/core/01_hashes.ipynb #c035c9e53
+_as_json = json.JSONEncoder(sort_keys=True).encode
+
+
+def _each(data: Iterable[Mapping[str, Any]]) -> Iterator[Mapping[str, Any]]:
+    if not hasattr(data, "column_names"):
+        yield from data
+        return
+    for batch in data.iter(1000):  # a Dataset gives a thousand rows in the time of a few single ones
+        yield from (dict(zip(batch, values)) for values in zip(*batch.values()))
+
+
 def rows_sha256(data: Iterable[Mapping[str, Any]]) -> str:
     """SHA-256 of encoded rows: all their columns, in order."""
     digest = hashlib.sha256()
-    for row in data:
-        digest.update(json.dumps(row, sort_keys=True).encode())
+    for row in _each(data):
+        digest.update(_as_json(row).encode())
     return digest.hexdigest()
 
 # %% ../../nbs/core/01_hashes.ipynb #c03668eb5
@@ -35,5 +46,5 @@ def model_sha256(model: "PreTrainedModel") -> str:
     digest = hashlib.sha256()
     for name, tensor in model.state_dict().items():
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+        digest.update(tensor.detach().cpu().reshape(-1).contiguous().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()

@@ -62,8 +62,9 @@ class _Runs:
         return _read_record(self._file(key))
 
     def get(self, spec: dict) -> dict | None:
-        """The record of a spec, or None."""
-        return self.read(address(spec))
+        """The record of a spec, or None; it goes by the names of the spec that is asked for."""
+        record = self.read(address(spec))
+        return record and record | dict(spec=plain(spec, "spec"))
 
     def __contains__(self, spec: dict) -> bool:
         return self.get(spec) is not None

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 # %% ../../nbs/experiments/01_profiles.ipynb #cell-006
 @dataclass(frozen=True)
 class Profile:
-    """The size of an experiment: where data and teacher come from, how many rows, how long."""
+    """The size of an experiment: where data and teacher come from, how many rows, how many steps, on how many threads."""
 
     source: str  # of the data: world, local or hub
     encoder: str  # `world` is made on the spot; else `minilm`, a hub id or a folder
@@ -21,34 +21,36 @@ class Profile:
     max_length: int  # tokens
     long_length: int  # tokens, for tasks with long texts (Amazon, RTE)
     batch_size: int
-    epochs: int
+    steps: int  # of a student's optimiser
+    looks: int  # how often `select` is scored in all
     lr: float
     teacher_rows: int  # a teacher is fine-tuned on at most so many
-    teacher_epochs: int  # but at least so many that ...
-    teacher_steps: int  # ... the teacher makes this many steps: small sets need more passes
     teacher_batch: int
+    teacher_steps: int  # at least 8 for every label
+    teacher_looks: int
     teacher_lr: float
     layers: int  # of the transformer student
     width: int
     heads: int
     bf16: bool
+    threads: int  # of one run; as many run side by side as the machine has cores for
 
 
 PROFILES = {
     "world": Profile(
         source="world", encoder="world", seeds=1, max_length=32, long_length=48, bf16=False,
-        rows=1000, source_rows=0, batch_size=32, epochs=10, lr=7e-4, layers=2, width=64, heads=4,
-        teacher_rows=5000, teacher_epochs=20, teacher_steps=0, teacher_batch=32, teacher_lr=7e-4,
+        rows=1000, source_rows=0, batch_size=32, steps=320, looks=5, lr=7e-4, layers=2, width=64, heads=4, threads=1,
+        teacher_rows=5000, teacher_batch=32, teacher_steps=3000, teacher_looks=4, teacher_lr=7e-4,
     ),
     "laptop": Profile(
         source="local", encoder="minilm", seeds=3, max_length=64, long_length=96, bf16=True,
-        rows=4000, source_rows=0, batch_size=32, epochs=4, lr=1e-4, layers=4, width=312, heads=12,
-        teacher_rows=100_000, teacher_epochs=2, teacher_steps=200, teacher_batch=64, teacher_lr=5e-5,
+        rows=4000, source_rows=0, batch_size=32, steps=500, looks=4, lr=1e-4, layers=4, width=312, heads=12, threads=2,
+        teacher_rows=100_000, teacher_batch=64, teacher_steps=1000, teacher_looks=4, teacher_lr=5e-5,
     ),
     "paper": Profile(
         source="hub", encoder="google-bert/bert-base-uncased", seeds=5, max_length=128, long_length=128, bf16=True,
-        rows=10**6, source_rows=0, batch_size=32, epochs=4, lr=1e-4, layers=4, width=312, heads=12,
-        teacher_rows=10**6, teacher_epochs=3, teacher_steps=300, teacher_batch=32, teacher_lr=3e-5,
+        rows=10**6, source_rows=0, batch_size=32, steps=20_000, looks=10, lr=1e-4, layers=4, width=312, heads=12, threads=8,
+        teacher_rows=10**6, teacher_batch=32, teacher_steps=10_000, teacher_looks=10, teacher_lr=3e-5,
     ),
 }  # fmt: skip
 

@@ -22,7 +22,7 @@ from ..experiments.profiles import Profile, find_profile
 from ..experiments.world_encoder import untrained_encoder, world_tokenizer
 from ..l2a.loop import Loop, LoopPlan
 from ..l2a.rounds import play_round
-from ..l2a.sizes import SIZES, passes, targets
+from ..l2a.sizes import SIZES, targets
 from ..learning.problem import Problem
 from ..models.encoders import find_encoder, load_tokenizer, make_student
 from ..models.rows import encode
@@ -53,9 +53,8 @@ CLAIMS = (
 def runs(size: Profile, seed: int) -> list[Run]:
     """Teacher and plain student of 64 labelled kitchen reviews."""
     domain, sources = targets(size.source)["amazon"]
-    scarce = dict(budget=64) | passes(size.source, 64, size.batch_size)
     return [
-        Run(method, "amazon", domain, "n=64", scarce, sources)
+        Run(method, "amazon", domain, "n=64", dict(budget=64), sources)
         for method in ("majority", "bag_of_words", "teacher", "undistilled")
     ]
 
@@ -108,7 +107,7 @@ def run_l2a(loop: Loop) -> dict[str, Part]:
     labelled = ("labelled rows",)
     return parts | {
         "policy: how to generate": Part(how, sum(choices)), "rows of the target": Part("", 0, (loop.targets,), labelled),
-        "rows of the source": Part("", 0, (len(loop.rows) - loop.targets,), labelled),
+        "rows of the source": Part("", 0, (len(loop.others),), labelled),
         "samples": Part("ends of the chains", 0, (made,), ("in one round",)),
         "kept samples": Part("with their labels", 0, (len(loop.kept),), ("after one round",)),
         "held-out rows": Part("", 0, (held,), ("of the target",)), "reward": Part("of each sample", 0, (made,), ("gains",)),

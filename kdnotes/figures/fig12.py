@@ -18,7 +18,7 @@ from ..experiments.claims import Claim, above, above_all
 from ..experiments.differences import draw_differences
 from ..experiments.plans import Plan, Run, with_random_labels
 from ..experiments.profiles import Profile
-from ..l2a.sizes import LOOP, SIZES, loops_read, passes, targets
+from ..l2a.sizes import LOOP, SIZES, loops_read, targets
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -52,11 +52,9 @@ def runs(size: Profile, seed: int) -> list[Run]:
     for name, (domain, sources) in targets(size.source).items():
         for method in COMPARED + ABLATIONS:
             for n in (64,) if world else (64, 256):
-                scarce = dict(budget=n) | passes(size.source, n, size.batch_size)
-                planned.append(Run(method, name, domain, f"n={n}", scarce, sources))
+                planned.append(Run(method, name, domain, f"n={n}", dict(budget=n), sources))
             if world and task(name).control and method in CONTROLLED:
-                scarce = dict(budget=64) | passes(size.source, 64, size.batch_size)
-                planned.append(Run(method, name, domain, "n=64, flat sources", scarce, with_random_labels(sources)))
+                planned.append(Run(method, name, domain, "n=64, flat sources", dict(budget=64), with_random_labels(sources)))
     return planned
 
 

@@ -16,7 +16,7 @@ from ..experiments.plans import Plan, Run, with_random_labels
 from ..experiments.plots import COLOURS, header, style
 from ..experiments.profiles import Profile
 from ..experiments.tables import accuracies
-from ..l2a.sizes import LOOP, SIZES, loops_read, passes, targets
+from ..l2a.sizes import LOOP, SIZES, loops_read, targets
 from ..learning.registry import describe
 
 if TYPE_CHECKING:
@@ -43,10 +43,10 @@ COUNTS = (16, 64, 256, 1024, 0)  # labelled rows of the target; 0 for all
 
 
 def given_teacher(size: Profile, n: int) -> dict:
-    """How the given teacher learns where four fast epochs would make a poor one of so many rows."""
+    """How the given teacher learns where a hundred fast steps would make a poor one of so many rows."""
     if size.source != "world" or n in (16, 64):
         return {}
-    return dict(teacher_steps=300) if n == 256 else dict(teacher_epochs=12, teacher_lr=4e-4, refine_lr=4e-4)
+    return dict(teacher_steps=300) if n == 256 else dict(teacher_steps=500, teacher_lr=4e-4, refine_lr=4e-4)
 
 
 def runs(size: Profile, seed: int) -> list[Run]:
@@ -54,11 +54,10 @@ def runs(size: Profile, seed: int) -> list[Run]:
     (domain, sources), planned = targets(size.source)["amazon"], []
     for method in METHODS:
         for n in COUNTS:
-            scarce = (dict(budget=n) if n else {}) | passes(size.source, n, size.batch_size)
-            planned.append(Run(method, "amazon", domain, f"n={n}" if n else "", scarce, sources, given_teacher(size, n)))
+            name, scarce = (f"n={n}", dict(budget=n)) if n else ("", {})
+            planned.append(Run(method, "amazon", domain, name, scarce, sources, given_teacher(size, n)))
         if size.source == "world" and method in (STUDENT, "kd_source_mix"):
-            scarce = dict(budget=64) | passes(size.source, 64, size.batch_size)
-            planned.append(Run(method, "amazon", domain, "n=64, flat sources", scarce, with_random_labels(sources)))
+            planned.append(Run(method, "amazon", domain, "n=64, flat sources", dict(budget=64), with_random_labels(sources)))
     return planned
 
 

@@ -42,8 +42,7 @@ def learned(size: Profile, method: str, seed: int) -> dict:
     """How the teachers of a method's first stage learn: like the target's own."""
     if not describe(method).several_domains:
         return {}
-    return first_stage(method, seed, epochs=size.teacher_epochs, steps=size.teacher_steps, batch_size=size.batch_size,
-                       rows=size.source_rows or size.teacher_rows, lr=size.teacher_lr)  # fmt: skip
+    return first_stage(method, seed, steps=size.teacher_steps, lr=size.teacher_lr)
 
 
 def runs(size: Profile, seed: int) -> list[Run]:

@@ -54,13 +54,10 @@ def learned(size: Profile, method: str, seed: int) -> dict:
     """How the teachers of a method's first stage learn: like the target's own."""
     if not describe(method).several_domains:
         return {}
-    return first_stage(method, seed, epochs=size.teacher_epochs, steps=size.teacher_steps, batch_size=size.batch_size,
-                       rows=size.source_rows or size.teacher_rows, lr=size.teacher_lr)  # fmt: skip
+    return first_stage(method, seed, steps=size.teacher_steps, lr=size.teacher_lr)
 
 # %% ../../nbs/figures/fig17_fraction.ipynb #c6d134c36
-SCARCE = {  # few rows, few batches, more passes
-    f"n={n}": dict(budget=n, epochs=epochs, teacher_steps=60, teacher_batch=16) for n, epochs in ((16, 48), (64, 48), (256, 16))
-}
+SCARCE = {f"n={n}": dict(budget=n, steps=60, looks=6, teacher_steps=60, teacher_batch=16) for n in (16, 64, 256)}
 GAMMA_2 = {f"gamma_2={weight}": dict(gamma_2=float(weight)) for weight in (0, 0.2, 0.5, 1)}  # the default is 0.3
 
 

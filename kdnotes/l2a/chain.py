@@ -15,15 +15,16 @@ from torch import Tensor
 from .generator import Corruption, Generator, corrupt
 
 # %% ../../nbs/l2a/03_chain.ipynb #cb2994a6a
-def foreign_words(generator: Generator, domain: Tensor) -> Tensor:
-    """How much more some domain likes each word than the domains asked for, 0 to 1, `(batch, vocabulary)`.
+def foreign_words(generator: Generator, domain: Tensor, ids: Tensor) -> Tensor:
+    """How much more some domain likes each word than the domains asked for, 0 to 1, `(batch, seq)`.
 
     Parameters
     ----------
     domain: indices of the domains asked for, `(batch,)`.
+    ids: the words, `(batch, seq)`.
     """
     table = generator.domain.weight.detach()
-    return ((table.max(0).values - table[domain]) / 2).tanh()
+    return ((table.max(0).values[ids] - table[domain[:, None], ids]) / 2).tanh()
 
 # %% ../../nbs/l2a/03_chain.ipynb #c2969f4ef
 @dataclass
@@ -83,14 +84,16 @@ def transition(
     worth: of a batch's rows `(batch,)`; one that would lose is refused, but for a chance that falls with the loss.
     """
     old = batch["input_ids"]
-    chance = strength[:, None] + (1 - strength[:, None]) * foreign_words(generator, domain).gather(1, old)
+    chance = strength[:, None] + (1 - strength[:, None]) * foreign_words(generator, domain, old)
     made = corrupt(old, generator.words, chance * (strength > 0)[:, None])
     ids, drawn = refill(generator, batch, domain, made, temperature, passes)
     taken = torch.ones_like(strength, dtype=torch.bool)
     if worth is not None and drawn:
-        before, after = batch["worth"] if "worth" in batch else worth(batch), worth(batch | dict(input_ids=ids))
+        before, moved = batch["worth"] if "worth" in batch else worth(batch), made.rows.unique()
+        after = before.clone()  # of rows that stay as they are; the next transition need not ask again
+        after[moved] = worth({name: value[moved] for name, value in (batch | dict(input_ids=ids)).items()})
         taken = torch.rand(len(ids)).to(ids.device) < (after - before).exp()
-        batch = batch | dict(worth=torch.where(taken, after, before))  # the next transition need not ask again
+        batch = batch | dict(worth=torch.where(taken, after, before))
     return batch | dict(input_ids=torch.where(taken[:, None], ids, old)), [Move(*move, taken) for move in drawn]
 
 # %% ../../nbs/l2a/03_chain.ipynb #cfb72a5f2

@@ -77,6 +77,7 @@ class Corruption:
     rows, at: the masked places `(places,)`.
     group: which draw decides a place, `(places,)`; groups are numbered by row.
     leader: the first place of every group, `(groups,)`.
+    said: a frozen masked language model's logits for every group, `(groups, vocabulary)`, once it was asked.
     """
 
     ids: Tensor
@@ -84,6 +85,7 @@ class Corruption:
     at: Tensor
     group: Tensor
     leader: Tensor
+    said: Tensor | None = None
 
     @property
     def row(self) -> Tensor:
@@ -118,15 +120,17 @@ def masked_logits(model: PreTrainedModel, inputs: dict, made: Corruption) -> Ten
     ----------
     inputs: what the model reads; the token ids are those of the corruption.
     """
+    some, row = made.rows.unique(return_inverse=True)  # rows without a mask need not be read
 
     def pick(_: torch.nn.Module, __: tuple, output: Any) -> Any:
         # the head sees the masked places only: 30,000 words at all others would be most of the work
-        output.last_hidden_state = output.last_hidden_state[made.rows, made.at][:, None]
+        output.last_hidden_state = output.last_hidden_state[row, made.at][:, None]
         return output
 
     hook = model.base_model.register_forward_hook(pick)
     try:
-        logits = model(**inputs | dict(input_ids=made.ids)).logits[:, 0]
+        read = {name: value[some] for name, value in (inputs | dict(input_ids=made.ids)).items()}
+        logits = model(**read).logits[:, 0]
     finally:
         hook.remove()
     total = logits.new_zeros(len(made.leader), logits.shape[1]).index_add(0, made.group, logits)
@@ -168,8 +172,9 @@ class Generator(torch.nn.Module):
         """
         labels = torch.where(batch["labels"] == IGNORE, self.label.padding_idx, batch["labels"])
         labels = labels[made.rows, made.at][made.leader] if labels.dim() > 1 else labels[made.row]
-        plain = masked_logits(self.model, {name: batch[name] for name in self.names if name in batch}, made)
-        logits = plain + self.domain(domain[made.row]) + self.label(labels)
+        if made.said is None:  # the model stays as it is, so what it says of a corruption is computed once
+            made.said = masked_logits(self.model, {name: batch[name] for name in self.names if name in batch}, made)
+        logits = made.said + self.domain(domain[made.row]) + self.label(labels)
         return (logits / temperature).masked_fill(~self.words.whole, -torch.inf).log_softmax(-1)
 
 # %% ../../nbs/l2a/02_generator.ipynb #g30-023
@@ -192,8 +197,9 @@ def text_of(ids: list[int], tokenizer: PreTrainedTokenizerBase) -> str | tuple[s
 
 def balanced_texts(rows: "Dataset", tokenizer: PreTrainedTokenizerBase) -> list[str | tuple[str, str]]:
     """The texts of rows, those of the target (domain 0) repeated until they are a third."""
-    own, other = ([row["input_ids"] for row in rows if bool(row["domain"]) is far] for far in (False, True))
-    return [text_of(ids, tokenizer) for ids in own * max(1, len(other) // 2 // len(own)) + other]
+    texts = [(domain, text_of(ids, tokenizer)) for domain, ids in zip(rows["domain"][:], rows["input_ids"][:])]
+    own, other = ([text for domain, text in texts if bool(domain) is far] for far in (False, True))
+    return own * max(1, len(other) // 2 // len(own)) + other
 
 # %% ../../nbs/l2a/02_generator.ipynb #g30-022
 def reconstruction_loss(generator: Generator, batch: dict, strength: float) -> Tensor:
@@ -210,13 +216,13 @@ def reconstruction_loss(generator: Generator, batch: dict, strength: float) -> T
 def _read_texts(model: PreTrainedModel, rows: "Dataset", problem: Problem, steps: int) -> None:
     """The first stage: the whole masked language model reads the texts, 64 in a step."""
     texts = balanced_texts(rows, problem.tokenizer)
-    train_mlm(model.requires_grad_(True), texts, problem.tokenizer, epochs=64 * steps / len(texts), seed=problem.seed)
+    train_mlm(model.requires_grad_(True), texts, problem.tokenizer, steps=steps, seed=problem.seed)
 
 
 def _learn_tables(generator: Generator, rows: "Dataset", problem: Problem, steps: int, lr: float, strength: float) -> None:
     """The second stage: the tables learn to reconstruct, from 32 rows in a step."""
     set_seed(problem.seed)
-    train(generator, rows, None, problem.tokenizer, epochs=steps / -(-len(rows) // 32), lr=lr, seed=problem.seed,
+    train(generator, rows, None, problem.tokenizer, steps=steps, lr=lr, seed=problem.seed,
           objective=lambda model, batch: reconstruction_loss(model, batch, strength),
           progress=problem.training.get("progress", False))  # fmt: skip
 

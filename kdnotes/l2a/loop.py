@@ -8,6 +8,7 @@ __all__ = ['FEW', 'MOST_HELD', 'LoopPlan', 'options', 'folds', 'Loop', 'componen
 # %% ../../nbs/l2a/07_loop.ipynb #g32-003
 import copy
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from accelerate import Accelerator
@@ -21,7 +22,7 @@ from .generator import all_domains, fit_generator
 from .source_teacher import source_teacher
 from ..learning.problem import Problem
 from ..models.encoders import make_student
-from ..models.rows import Collate, model_inputs
+from ..models.rows import Collate, Rows, model_inputs
 
 # %% ../../nbs/l2a/07_loop.ipynb #g32-006
 @dataclass(frozen=True)
@@ -100,16 +101,16 @@ def folds(problem: Problem) -> list[tuple[list[int], list[dict]]]:
 
 # %% ../../nbs/l2a/07_loop.ipynb #c17e31af1
 def _target_rows(loop: "Loop") -> tuple[Tensor, set[tuple]]:
-    """The mean states of the target's rows, up to the next multiple of 64, `(rows, hidden)`, and their token ids."""
-    names = loop.problem.tokenizer.model_input_names
-    own = [loop.collate(loop.rows[i : i + 64]) for i in range(0, loop.targets, 64)]
+    """The mean states of the target's rows, `(rows, hidden)`, and their token ids."""
+    names, rows = loop.problem.tokenizer.model_input_names, loop.rows[: loop.targets]
+    own = [loop.collate(rows[i : i + 64]) for i in range(0, len(rows), 64)]
     states = torch.cat([mean_states(loop.encoder, part, names) for part in own])
     return states, {key for part in own for key in row_keys(part)}
 
 # %% ../../nbs/l2a/07_loop.ipynb #cf2ab3570
 def _optimizers(loop: "Loop") -> dict[str, torch.optim.Optimizer]:
     """The optimisers of teacher, critic, policy, generator and students, by name."""
-    rate, adam = loop.problem.training.get("lr", 5e-5), torch.optim.AdamW
+    rate, adam = loop.problem.training.get("lr", 5e-5), partial(torch.optim.AdamW, fused=True)
     tables = loop.generator.domain.weight, loop.generator.label.weight
     return dict(
         teacher=adam(loop.teacher.parameters(), lr=loop.plan.refine_lr or rate),
@@ -132,14 +133,15 @@ class Loop:
     def __init__(self, problem: Problem, plan: LoopPlan, shape: dict, alpha: float, temperature: float) -> None:
         self.problem, self.plan, self.alpha, self.temperature = problem, plan, alpha, temperature
         self.device = Accelerator(cpu=problem.teacher.device.type == "cpu").device
-        self.rows, self.targets = list(all_domains(problem, plan.cross_domain)), len(problem.train)
-        self.options = options(plan, len(self.rows) > self.targets)
+        self.rows, self.targets = list(Rows(all_domains(problem, plan.cross_domain))), len(problem.train)
+        self.others, self._collate = self.rows[self.targets :], Collate(problem.tokenizer)
+        self.options = options(plan, len(self.others) > 0)
         self.generator = fit_generator(problem, plan.read, source=plan.cross_domain, adapt=plan.read // 2).to(self.device)
-        set_seed(problem.seed)
+        taught = source_teacher(problem, plan.warm, plan.refine_lr) if plan.cross_domain else problem.teacher
+        set_seed(problem.seed)  # the draws below are the same whether generator and teacher were made or found
         self.folds = folds(problem)
         self.held = [self.collate(held) for _, held in self.folds]
         self.students = [make_student(problem.encoder, problem.labels, problem.kind, **shape).to(self.device) for _ in self.folds]
-        taught = source_teacher(problem, plan.warm, plan.refine_lr) if plan.cross_domain else problem.teacher
         self.teacher: PreTrainedModel = copy.deepcopy(taught).requires_grad_(True).to(self.device).eval()
         self.encoder: PreTrainedModel = copy.deepcopy(problem.encoder).to(self.device).eval()
         self.critic = Critic(self.encoder.config.hidden_size).to(self.device)
@@ -150,7 +152,7 @@ class Loop:
 
     def collate(self, rows: list[dict]) -> dict:
         """A batch on the device."""
-        return {name: values.to(self.device) for name, values in Collate(self.problem.tokenizer)(rows).items()}
+        return {name: values.to(self.device) for name, values in self._collate(rows).items()}
 
     def logits(self, model: torch.nn.Module, batch: dict) -> Tensor:
         """What a model says of a batch, `(batch, labels)` or `(batch, seq, labels)`."""

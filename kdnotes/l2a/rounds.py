@@ -7,7 +7,6 @@ __all__ = ['draw', 'worth', 'Samples', 'generate', 'mixed_rows', 'follow', 'refi
            'reinforce_parts', 'play_round']
 
 # %% ../../nbs/l2a/08_rounds.ipynb #cd81e69ca
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -92,10 +91,10 @@ def generate(loop: Loop, known: set[tuple]) -> Samples:
     return Samples(starts, batch, moves, drawn, group, taught, pooled, states, fresh_rows(batch, known))
 
 # %% ../../nbs/l2a/08_rounds.ipynb #c943ae1b9
-def mixed_rows(loop: Loop, own: Sequence[int]) -> list[dict]:
-    """The rows of a step: some of the numbered target rows, kept samples, and rows of the source as they are."""
-    parts = [part for part in (loop.rows[loop.targets :], loop.kept) if part]
-    return sum((some(part, OTHER // len(parts)) for part in parts), some([loop.rows[i] for i in own], OWN))
+def mixed_rows(loop: Loop, own: list[dict]) -> list[dict]:
+    """The rows of a step: some of the given rows of the target, kept samples, and rows of the source as they are."""
+    parts = [part for part in (loop.others, loop.kept) if part]
+    return sum((some(part, OTHER // len(parts)) for part in parts), some(own, OWN))
 
 
 def follow(loop: Loop, name: str, loss: Tensor) -> None:
@@ -108,9 +107,10 @@ def follow(loop: Loop, name: str, loss: Tensor) -> None:
 # %% ../../nbs/l2a/08_rounds.ipynb #g32-020
 def refine_teacher(loop: Loop) -> None:
     """A few steps of the teacher on target rows and samples, by the labels that they carry."""
+    own = loop.rows[: loop.targets]
     loop.teacher.train()
     for _ in range(loop.plan.refine if loop.kept else 0):
-        batch = loop.collate(mixed_rows(loop, range(loop.targets)))
+        batch = loop.collate(mixed_rows(loop, own))
         follow(loop, "teacher", cross_entropy(loop.logits(loop.teacher, batch), batch["labels"]))
     loop.teacher.eval()
 
@@ -118,9 +118,10 @@ def refine_teacher(loop: Loop) -> None:
 def distil_students(loop: Loop) -> None:
     """A few distilled steps of every student of the loop on its target rows and the samples."""
     for k, (student, (mine, _)) in enumerate(zip(loop.students, loop.folds)):
+        own = [loop.rows[i] for i in mine]
         student.train()
         for _ in range(loop.plan.learn):
-            batch = loop.collate(mixed_rows(loop, mine))
+            batch = loop.collate(mixed_rows(loop, own))
             with torch.no_grad():
                 taught = loop.logits(loop.teacher, batch)
             loss = kd_loss(loop.logits(student, batch), taught, batch["labels"], loop.alpha, loop.temperature)

@@ -17,7 +17,7 @@ from transformers import PreTrainedModel, set_seed
 from ..core.hashes import model_sha256, rows_sha256, words_sha256
 from ..learning.losses import cross_entropy
 from ..learning.problem import Problem
-from ..models.rows import Collate, model_inputs
+from ..models.rows import Collate, Rows, model_inputs
 
 # %% ../../nbs/l2a/05_source_teacher.ipynb #g30s-006
 OWN, OTHER = 8, 24  # rows of the target and others, in a step
@@ -28,8 +28,9 @@ def some(rows: list[dict], count: int) -> list[dict]:
     return [rows[i] for i in torch.randint(len(rows), (count,)).tolist()]
 
 # %% ../../nbs/l2a/05_source_teacher.ipynb #ca97625c7
-def _learn(teacher: PreTrainedModel, own: list[dict], others: list[dict], problem: Problem, steps: int, lr: float) -> None:
+def _learn(teacher: PreTrainedModel, problem: Problem, steps: int, lr: float) -> None:
     set_seed(problem.seed)
+    own, others = list(Rows(problem.train)), list(Rows(problem.source))
     collate, optimizer = Collate(problem.tokenizer), torch.optim.AdamW(teacher.parameters(), lr=lr, fused=True)
     teacher.requires_grad_(True).train()
     for _ in tqdm(range(steps), desc="source teacher", disable=not problem.training.get("progress")):
@@ -50,21 +51,20 @@ def source_teacher(problem: Problem, steps: int, lr: float = 0.0) -> PreTrainedM
     ----------
     lr: learning rate; that of the training if 0.
     """
-    own, others = (list(part) for part in (problem.train, problem.source if problem.source is not None else []))
     teacher = copy.deepcopy(problem.teacher)
-    if not others:
+    if problem.source is None or not len(problem.source):
         return teacher
     rate, bf16 = lr or problem.training.get("lr", 5e-5), problem.training.get("bf16", False)
 
     def build(folder: Path | None) -> None:
-        _learn(teacher, own, others, problem, steps, rate)
+        _learn(teacher, problem, steps, rate)
         if folder:
             save_model(teacher, str(folder / "model.safetensors"))
 
     spec = dict(
         kind="source teacher", teacher=model_sha256(teacher), steps=steps, lr=rate, bf16=bf16, seed=problem.seed,
-        rows=[rows_sha256(own), rows_sha256(others)], words=words_sha256(problem.tokenizer), device=teacher.device.type,
-        threads=torch.get_num_threads(),
+        rows=[rows_sha256(problem.train), rows_sha256(problem.source)], words=words_sha256(problem.tokenizer),
+        device=teacher.device.type, threads=torch.get_num_threads(),
     )  # fmt: skip
     if problem.cache is None:
         build(None)

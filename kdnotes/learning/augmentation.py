@@ -164,9 +164,10 @@ def _options(
 ) -> list[list[tuple[list[int], list[int]]]]:
     """For each row the `(positions, token ids)` of every word that may be replaced: words of one piece, then the longer ones."""
     allowed, special = replacements(tokenizer), set(tokenizer.all_special_tokens)
+    may_go = set(allowed.nonzero()[:, 0].tolist())
     words = [words_of(tokenizer.convert_ids_to_tokens(row["input_ids"]), special) for row in rows]
     single = [(r, word[0]) for r, row in enumerate(words) for word in row
-              if len(word) == 1 and allowed[rows[r]["input_ids"][word[0]]]]  # fmt: skip
+              if len(word) == 1 and rows[r]["input_ids"][word[0]] in may_go]  # fmt: skip
     several = [(r, word) for r, row in enumerate(words) for word in row if len(word) > 1]
     table = model.get_input_embeddings().weight
     near = nearest_candidates(table, [[rows[r]["input_ids"][i] for i in word] for r, word in several], allowed, count)

@@ -49,8 +49,6 @@ _DIFFERENCES = dict(
 
 def why_missing(spec: dict, store: Store) -> str:
     """The reason why the outputs of a spec are not in the store, in a few words."""
-    if (store.path / "models" / address(spec)).exists():
-        return "what was kept is damaged"
     near = []
     for file in store.path.glob("models/*/spec.json"):
         try:
@@ -88,9 +86,10 @@ def kept_outputs(
     if store is None:
         return ask()
     spec = outputs_spec(what, model, data, tokenizer, **settings)
-    missing, asked = why_missing(spec, store), []
+    damaged, asked = (store.path / "models" / address(spec)).exists(), []
 
     def build(folder: Path) -> None:
+        missing = "what was kept is damaged" if damaged else why_missing(spec, store)
         asked.append(missing)
         _log.info("teacher's %s of %d rows: miss, %s; computed once and kept", what, len(data), missing)
         np.save(folder / FILE, ask(), allow_pickle=False)

@@ -24,7 +24,7 @@ from ..core.store import Store
 from ..data import worlds
 from .masked_lm import train_mlm
 from .problem import Problem
-from .training import train
+from .training import steps_of, train
 from ..models.encoders import load_tokenizer, make_student, small_bert, word_tokenizer
 from ..models.rows import encode, gold_labels, predict, predicted_labels
 
@@ -40,7 +40,9 @@ def reviews(n: int = 3500, seed: int = 0) -> "Dataset":
     return Dataset.from_list([{"text": r["text"], "label": world.labels.index(r["label"])} for r in world.sample(n, seed=seed)])
 
 # %% ../../nbs/learning/10_demo.ipynb #cell-008
-_RECIPE = dict(kind="demo", layers=3, width=96, heads=4, sentences=6000, mlm_epochs=8, rows=2500, epochs=12, lr=7e-4, seed=0)
+_RECIPE = dict(
+    kind="demo", layers=3, width=96, heads=4, sentences=6000, mlm_steps=752, rows=2500, steps=948, looks=12, lr=7e-4, seed=0
+)
 
 
 def _place() -> Path:
@@ -55,11 +57,11 @@ def _build(folder: Path) -> None:
     set_seed(_RECIPE["seed"])
     encoder = small_bert(tokenizer, _RECIPE["layers"], _RECIPE["width"], _RECIPE["heads"])
     texts = [row["text"] for row in world.sample(_RECIPE["sentences"], seed=1)]
-    train_mlm(encoder, texts, tokenizer, max_length=32, epochs=_RECIPE["mlm_epochs"])
+    train_mlm(encoder, texts, tokenizer, max_length=32, steps=_RECIPE["mlm_steps"])
     teacher = make_student(encoder, world.labels, layers=_RECIPE["layers"])
     data = encode(rows, tokenizer, ("text",), "label", max_length=32)
     train(teacher, data.select(range(_RECIPE["rows"])), data.select(range(2500, 3000)), tokenizer,
-          epochs=_RECIPE["epochs"], lr=_RECIPE["lr"])  # fmt: skip
+          steps=_RECIPE["steps"], looks=_RECIPE["looks"], lr=_RECIPE["lr"])  # fmt: skip
     for name, model in (("encoder", encoder), ("teacher", teacher)):
         model.save_pretrained(folder / name)
         tokenizer.save_pretrained(folder / name)
@@ -80,7 +82,7 @@ def problem(rows: int = 1000, **training: Any) -> Problem:
     Parameters
     ----------
     rows: labelled rows for the student, at most 2,500.
-    training: arguments of `kdnotes.learning.training.train` (epochs, lr ...).
+    training: arguments of `kdnotes.learning.training.train` (steps, lr ...).
 
     Raises
     ------
@@ -98,7 +100,7 @@ def problem(rows: int = 1000, **training: Any) -> Problem:
     teacher.eval().requires_grad_(False).to("cuda" if torch.cuda.is_available() else "cpu")
     return Problem(
         teacher, encoder, tokenizer, data.select(range(rows)), data.select(range(2500, 3000)),
-        labels, training=dict(seed=0, epochs=6, lr=7e-4) | training,
+        labels, training=dict(seed=0, steps=192, looks=6, lr=7e-4) | training,
     )  # fmt: skip
 
 # %% ../../nbs/learning/10_demo.ipynb #cb6c8aca5
@@ -129,7 +131,7 @@ def domain_reviews(domain: str, n: int = 1000, seed: int = 0) -> "Dataset":
     return Dataset.from_list([dict(text=r["text"], label=world.labels.index(r["label"]), domain=domain) for r in rows])
 
 # %% ../../nbs/learning/10_demo.ipynb #cell-dom-d
-_WIDE = dict(kind="demo of domains", layers=3, width=96, heads=4, sentences=16_000, mlm_epochs=4, epochs=8, lr=1e-3, seed=0)
+_WIDE = dict(kind="demo of domains", layers=3, width=96, heads=4, sentences=16_000, mlm_steps=1000, passes=8, lr=1e-3, seed=0)
 
 
 def _build_wide(folder: Path) -> None:
@@ -138,7 +140,7 @@ def _build_wide(folder: Path) -> None:
     set_seed(_WIDE["seed"])
     encoder = small_bert(tokenizer, _WIDE["layers"], _WIDE["width"], _WIDE["heads"])
     texts = [row["text"] for row in world.sample(_WIDE["sentences"], seed=1)]
-    train_mlm(encoder, texts, tokenizer, max_length=32, epochs=_WIDE["mlm_epochs"])
+    train_mlm(encoder, texts, tokenizer, max_length=32, steps=_WIDE["mlm_steps"])
     encoder.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 
@@ -152,7 +154,8 @@ def _domain_teacher(encoder: PreTrainedModel, train_rows: "Dataset", select: "Da
     def build(place: Path) -> None:
         set_seed(_WIDE["seed"])
         teacher = make_student(encoder, worlds.world("sentiment").labels, layers=_WIDE["layers"])
-        train(teacher, train_rows, select, tokenizer, epochs=_WIDE["epochs"], lr=_WIDE["lr"])
+        steps = steps_of(_WIDE["passes"], len(train_rows), batch_size=32)
+        train(teacher, train_rows, select, tokenizer, steps=steps, looks=_WIDE["passes"], lr=_WIDE["lr"])
         teacher.save_pretrained(place)
 
     spec = dict(kind="demo teacher", of=_wide_folder().name, target=target, rows=len(train_rows))
@@ -168,7 +171,7 @@ def domains(target: str = "books", rows: int = 500, **training: Any) -> Problem:
     ----------
     target: one of `DOMAINS`.
     rows: labelled rows of each domain.
-    training: arguments of `kdnotes.learning.training.train` (epochs, lr ...).
+    training: arguments of `kdnotes.learning.training.train` (steps, lr ...).
     """
     from datasets import concatenate_datasets
 
@@ -181,7 +184,7 @@ def domains(target: str = "books", rows: int = 500, **training: Any) -> Problem:
     source = concatenate_datasets([part.add_column("domain", [i] * rows) for i, part in enumerate(parts[1:], 1)])
     return Problem(
         teacher, encoder, tokenizer, parts[0], select, worlds.world("sentiment").labels,
-        training=dict(seed=0, epochs=8, lr=1e-3) | training, cache=Store(_place()), source=source, domains=names,
+        training=dict(seed=0, steps=128, looks=8, lr=1e-3) | training, cache=Store(_place()), source=source, domains=names,
     )  # fmt: skip
 
 # %% ../../nbs/learning/10_demo.ipynb #c46157e98

@@ -17,7 +17,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..core.store import Store
 from .cache import kept_outputs
-from ..models.rows import Collate, model_inputs, predict
+from ..models.rows import Collate, Rows, model_inputs, predict
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -59,10 +59,10 @@ def pooled_states(
 def _pooled_states(
     model: PreTrainedModel, data: "Dataset", tokenizer: PreTrainedTokenizerBase, batch_size: int
 ) -> np.ndarray:  # fmt: skip
-    collate, states = Collate(tokenizer), []
+    rows, collate, states = Rows.of(data), Collate(tokenizer), []
     model.eval()
-    for start in range(0, len(data), batch_size):
-        batch = collate([data[i] for i in range(start, min(start + batch_size, len(data)))])
+    for start in range(0, len(rows), batch_size):
+        batch = collate([rows[i] for i in range(start, min(start + batch_size, len(rows)))])
         batch = {k: v.to(model.device) for k, v in batch.items()}
         layers = torch.stack(model(**model_inputs(batch, tokenizer), output_hidden_states=True).hidden_states)
         mask = batch["attention_mask"][None, :, :, None]

@@ -15,6 +15,7 @@ from ..core.hashes import model_sha256, rows_sha256, words_sha256
 from ..core.store import Store
 from .training import train
 from ..models.encoders import load_mlm
+from ..models.rows import Collate
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -26,25 +27,27 @@ def encode_plain(
     """Token ids and `length` of plain sentences, or of pairs given as tuples."""
     from datasets import Dataset
 
-    halves = [(t, None) if isinstance(t, str) else t for t in texts]
-    encoded = [tokenizer(a, b, truncation=True, max_length=max_length) for a, b in halves]
-    return Dataset.from_list([dict(e, length=len(e["input_ids"])) for e in encoded])
+    encoded = tokenizer(list(texts), truncation=True, max_length=max_length) if texts else dict(input_ids=[])
+    return Dataset.from_dict(dict(encoded, length=[len(ids) for ids in encoded["input_ids"]]))
 
 # %% ../../nbs/learning/04_masked_lm.ipynb #c97e0a76f
 class MaskedCollate:
     """Rows to a padded batch in which a share of the tokens is masked (BERT's 80/10/10 scheme)."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, mask: float) -> None:
-        self.collate = DataCollatorForLanguageModeling(tokenizer, mlm_probability=mask)
+        self.collate, self.special = Collate(tokenizer), torch.tensor(tokenizer.all_special_ids)
+        self.hide = DataCollatorForLanguageModeling(tokenizer, mlm_probability=mask).torch_mask_tokens
 
     def __call__(self, rows: list[dict]) -> dict[str, torch.Tensor]:
         """The rows as one batch, with the hidden tokens as `labels`."""
-        return self.collate([{k: v for k, v in row.items() if k != "length"} for row in rows])
+        batch = self.collate(rows)
+        ids, labels = self.hide(batch["input_ids"], torch.isin(batch["input_ids"], self.special))
+        return batch | dict(input_ids=ids, labels=labels)
 
 # %% ../../nbs/learning/04_masked_lm.ipynb #mlm-042
 def train_mlm(
     model: PreTrainedModel, texts: list[str | tuple[str, str]], tokenizer: PreTrainedTokenizerBase, *, max_length: int = 64,
-    epochs: float = 1, lr: float = 1e-3, batch_size: int = 64, mask: float = 0.15, body: bool = True, seed: int = 0,
+    steps: int = 500, lr: float = 1e-3, batch_size: int = 64, mask: float = 0.15, body: bool = True, seed: int = 0,
     progress: bool = False,
 ) -> list[dict]:  # fmt: skip
     """Train a masked-language-model head, and with `body` the encoder under it, on plain text; return the log.
@@ -52,14 +55,15 @@ def train_mlm(
     Parameters
     ----------
     max_length: longer sequences are cut, in tokens.
+    steps: of the optimiser, each with a batch of `batch_size` texts.
     mask: share of the tokens that are hidden.
     body: train the encoder too, not the head alone.
     """
     model.base_model.requires_grad_(body)
     set_seed(seed)
     log = train(
-        model, encode_plain(texts, tokenizer, max_length), None, tokenizer, epochs=epochs, lr=lr, batch_size=batch_size,
-        seed=seed, evaluations=10, progress=progress, objective=lambda model, batch: model(**batch).loss,
+        model, encode_plain(texts, tokenizer, max_length), None, tokenizer, steps=steps, lr=lr, batch_size=batch_size,
+        seed=seed, progress=progress, objective=lambda model, batch: model(**batch).loss,
         collate=MaskedCollate(tokenizer, mask),
     )  # fmt: skip
     model.base_model.requires_grad_(True)
@@ -84,7 +88,7 @@ def fill_mask(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, text: 
 
 # %% ../../nbs/learning/04_masked_lm.ipynb #c660366a8
 def _with_head(
-    encoder: PreTrainedModel, data: "Dataset", tokenizer: PreTrainedTokenizerBase, epochs: float, lr: float
+    encoder: PreTrainedModel, data: "Dataset", tokenizer: PreTrainedTokenizerBase, steps: int, lr: float
 ) -> PreTrainedModel:  # fmt: skip
     from transformers import AutoModelForMaskedLM
 
@@ -93,12 +97,12 @@ def _with_head(
     model.base_model.load_state_dict(encoder.base_model.state_dict(), strict=False)
     model.tie_weights()
     texts = tokenizer.batch_decode(list(data["input_ids"]), skip_special_tokens=True)
-    train_mlm(model, texts, tokenizer, epochs=epochs, lr=lr, body=False)
+    train_mlm(model, texts, tokenizer, steps=steps, lr=lr, body=False)
     return model.eval()
 
 # %% ../../nbs/learning/04_masked_lm.ipynb #aug-030
 def masked_lm(
-    encoder: PreTrainedModel, data: "Dataset", tokenizer: PreTrainedTokenizerBase, *, epochs: float = 2, lr: float = 1e-3,
+    encoder: PreTrainedModel, data: "Dataset", tokenizer: PreTrainedTokenizerBase, *, steps: int = 200, lr: float = 1e-3,
     cache: Store | None = None,
 ) -> PreTrainedModel:  # fmt: skip
     """A masked language model on top of an encoder: its own, or a head trained on plain rows.
@@ -107,7 +111,7 @@ def masked_lm(
     ----------
     encoder: a pre-trained model, with or without such a head.
     data: encoded rows, whose tokens a new head is trained on.
-    epochs, lr: of that training.
+    steps, lr: of that training.
     cache: where a trained head is kept.
     """
     if encoder.get_output_embeddings() is not None:
@@ -116,8 +120,8 @@ def masked_lm(
     if name and any(kind.endswith("ForMaskedLM") for kind in encoder.config.architectures or ()):
         return load_mlm(name).eval().to(device)
     if cache is None:
-        return _with_head(encoder, data, tokenizer, epochs, lr)
+        return _with_head(encoder, data, tokenizer, steps, lr)
     spec = dict(kind="masked_lm", encoder=model_sha256(encoder), data=rows_sha256(data), words=words_sha256(tokenizer),
-                device=device, epochs=epochs, lr=lr)  # fmt: skip
-    folder = cache.folder(spec, lambda place: _with_head(encoder, data, tokenizer, epochs, lr).save_pretrained(place))
+                device=device, steps=steps, lr=lr)  # fmt: skip
+    folder = cache.folder(spec, lambda place: _with_head(encoder, data, tokenizer, steps, lr).save_pretrained(place))
     return load_mlm(str(folder)).eval().to(device)

@@ -38,7 +38,7 @@ class Given:
     labels: label names in id order.
     kind: `single`, `pair` or `tokens`.
     metric: the headline metric, scored on `select`.
-    training: arguments of `kdnotes.learning.training.train` that all methods share (epochs, lr, seed ...).
+    training: arguments of `kdnotes.learning.training.train` that all methods share (steps, lr, seed ...).
     folder: where long training keeps its checkpoints, or None.
     cache: where what several runs share is kept (augmented rows, the teacher's outputs), or None.
     source: encoded rows of other domains with a column `domain`, an index into `domains`; or None.

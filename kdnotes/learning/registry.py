@@ -48,7 +48,9 @@ class Declaration:
     seeded: whether another seed gives another result.
     reads_source: whether it learns from rows of other domains.
     several_domains: whether it needs a task with several domains, for their teachers.
+    reads_teacher: whether its result depends on the teacher that it is given.
     teacher_tokenizer: whether its student must read with the teacher's tokenizer.
+    version: raised when it computes something else than before, so that no old result is taken for a new one.
 
     Raises
     ------
@@ -65,7 +67,9 @@ class Declaration:
     seeded: bool = True
     reads_source: bool = False
     several_domains: bool = False
+    reads_teacher: bool = True
     teacher_tokenizer: bool = True
+    version: int = 1
 
     def __post_init__(self) -> None:
         for what, value, known in (("family", self.family, FAMILIES), ("role", self.role, ROLES)):

@@ -22,7 +22,7 @@ from ..learning.losses import IGNORE, hidden_mse, soft_cross_entropy
 from ..learning.problem import Problem
 from ..learning.registry import register_method
 from .meta_teacher import DomainCorruption, meta_teacher
-from .prototypes import all_rows, pool, scores_of
+from .prototypes import all_rows, pool, scores_of, target_of
 from .teachers import mix_teacher, mtl_teacher
 from ..models.attention import Inside, look_inside
 from ..models.encoders import make_student, spaced_layers, student_config
@@ -55,10 +55,10 @@ def rightness(
     teacher: PreTrainedModel, rows: "Dataset", tokenizer: PreTrainedTokenizerBase, bf16: bool = False, cache: Store | None = None
 ) -> np.ndarray:
     """Probability that a teacher gives to the true label of each row, `(rows,)`; the mean over words for token tasks."""
-    right = []
-    for said in add_teacher_logits(rows, teacher, tokenizer, bf16, cache).select_columns(["labels", "teacher_logits"]):
-        labels = np.atleast_1d(said["labels"])
-        chances = torch.tensor(said["teacher_logits"]).reshape(len(labels), -1).softmax(-1).numpy()[labels != IGNORE]
+    asked, right = add_teacher_logits(rows, teacher, tokenizer, bf16, cache), []
+    for labels, logits in zip(asked["labels"][:], asked["teacher_logits"][:]):
+        labels = np.atleast_1d(labels)
+        chances = torch.tensor(logits).reshape(len(labels), -1).softmax(-1).numpy()[labels != IGNORE]
         each = chances[np.arange(len(chances)), labels[labels != IGNORE]]
         right.append(each.mean() if len(each) else 1.0)
     return np.array(right, dtype=float)
@@ -126,7 +126,7 @@ def follow(
     weights: of the training rows `(rows,)`; all alike if None.
     branch, domain, gamma_2: the teacher's branch, the target's index there, and the weight of its loss.
     temperature: softens both predictions.
-    joint: all losses at once, for as many epochs as both stages together, instead of first those inside.
+    joint: all losses at once, for as many steps as both stages together, instead of first those inside.
     shape: of the student, see `make_student`.
     """
     taught = _asked(problem, teacher)
@@ -142,7 +142,7 @@ def follow(
 
     follower = Follower(student, teacher.config.hidden_size)
     if joint:
-        return problem.fit(follower, rows, together, epochs=2 * problem.training.get("epochs", 3)).student  # 3: train's default
+        return problem.fit(follower, rows, together, steps=2 * problem.training.get("steps", 500)).student  # 500: train's default
     problem.fit(follower, rows, lambda follower, batch: inside(follower, read(follower, batch), batch), last=False)
     return problem.fit(student, rows, lambda model, batch: alike(read(model, batch).logits, batch))
 
@@ -163,7 +163,7 @@ def _check(problem: Problem, layers: int, width: int | None, heads: int | None, 
     reads_source=True, several_domains=True, family="distillation",
 )  # fmt: skip
 def fit_single_tinybert_kd(
-    problem: Problem, of: str = "", stage1_epochs: float | None = None, stage1_lr: float | None = None, stage1_seed: int = 0,
+    problem: Problem, of: str = "", stage1_steps: int | None = None, stage1_lr: float | None = None, stage1_seed: int = 0,
     layers: int = 4, width: int | None = None, heads: int | None = None, inner: int | None = None, init: str = "layers",
 ) -> PreTrainedModel:  # fmt: skip
     """TinyBERT-KD from the target domain's own teacher, or from that of one other domain.
@@ -171,12 +171,12 @@ def fit_single_tinybert_kd(
     Parameters
     ----------
     of: name of the teacher's domain; the problem's teacher if empty.
-    stage1_epochs, stage1_lr: of another domain's teacher; those of the problem if None.
+    stage1_steps, stage1_lr: of another domain's teacher; those of the problem if None.
     stage1_seed: of that teacher.
     layers, width, heads, inner, init: the student, see `make_student`; as many heads as the teacher.
     """
     shape = _check(problem, layers, width, heads, inner, init)
-    teacher = mix_teacher(problem, pool(problem).only(of), stage1_epochs, stage1_lr, stage1_seed) if of else problem.teacher
+    teacher = mix_teacher(problem, pool(problem).only(of), stage1_steps, stage1_lr, stage1_seed) if of else problem.teacher
     return follow(problem, teacher, **shape)
 
 # %% ../../nbs/metakd/05_meta_distillation.ipynb #c8516fa1a
@@ -185,7 +185,7 @@ def fit_single_tinybert_kd(
     reads_source=True, several_domains=True, family="distillation",
 )  # fmt: skip
 def fit_mix_tinybert_kd(
-    problem: Problem, leave_out: bool = False, stage1_epochs: float | None = None, stage1_lr: float | None = None,
+    problem: Problem, leave_out: bool = False, stage1_steps: int | None = None, stage1_lr: float | None = None,
     stage1_seed: int = 0, layers: int = 4, width: int | None = None, heads: int | None = None, inner: int | None = None,
     init: str = "layers",
 ) -> PreTrainedModel:  # fmt: skip
@@ -194,12 +194,12 @@ def fit_mix_tinybert_kd(
     Parameters
     ----------
     leave_out: the teacher learns without the target's rows.
-    stage1_epochs, stage1_lr: of the teacher; those of the problem if None.
+    stage1_steps, stage1_lr: of the teacher; those of the problem if None.
     stage1_seed: of the teacher.
     layers, width, heads, inner, init: see `fit_single_tinybert_kd`.
     """
     shape = _check(problem, layers, width, heads, inner, init)
-    return follow(problem, mix_teacher(problem, pool(problem, leave_out), stage1_epochs, stage1_lr, stage1_seed), **shape)
+    return follow(problem, mix_teacher(problem, pool(problem, leave_out), stage1_steps, stage1_lr, stage1_seed), **shape)
 
 # %% ../../nbs/metakd/05_meta_distillation.ipynb #c83670f3f
 @register_method(
@@ -207,7 +207,7 @@ def fit_mix_tinybert_kd(
     reads_source=True, several_domains=True, family="distillation",
 )  # fmt: skip
 def fit_mtl_tinybert_kd(
-    problem: Problem, leave_out: bool = False, stage1_epochs: float | None = None, stage1_lr: float | None = None,
+    problem: Problem, leave_out: bool = False, stage1_steps: int | None = None, stage1_lr: float | None = None,
     stage1_seed: int = 0, layers: int = 4, width: int | None = None, heads: int | None = None, inner: int | None = None,
     init: str = "layers",
 ) -> PreTrainedModel:  # fmt: skip
@@ -215,10 +215,10 @@ def fit_mtl_tinybert_kd(
 
     Parameters
     ----------
-    leave_out, stage1_epochs, stage1_lr, stage1_seed, layers, width, heads, inner, init: see `fit_mix_tinybert_kd`.
+    leave_out, stage1_steps, stage1_lr, stage1_seed, layers, width, heads, inner, init: see `fit_mix_tinybert_kd`.
     """
     shape, rows = _check(problem, layers, width, heads, inner, init), pool(problem, leave_out)
-    return follow(problem, mtl_teacher(problem, rows, stage1_epochs, stage1_lr, stage1_seed).only(rows.target), **shape)
+    return follow(problem, mtl_teacher(problem, rows, stage1_steps, stage1_lr, stage1_seed).only(rows.target), **shape)
 
 # %% ../../nbs/metakd/05_meta_distillation.ipynb #cell-026
 def mean_logits(said: list[np.ndarray], temperature: float = 1.0) -> np.ndarray:
@@ -237,7 +237,7 @@ def mean_logits(said: list[np.ndarray], temperature: float = 1.0) -> np.ndarray:
     reads_source=True, several_domains=True, family="distillation",
 )  # fmt: skip
 def fit_multi_mtn_kd(
-    problem: Problem, temperature: float = 1.0, leave_out: bool = False, stage1_epochs: float | None = None,
+    problem: Problem, temperature: float = 1.0, leave_out: bool = False, stage1_steps: int | None = None,
     stage1_lr: float | None = None, stage1_seed: int = 0, layers: int = 4, width: int | None = None, heads: int | None = None,
     inner: int | None = None, init: str = "layers",
 ) -> PreTrainedModel:  # fmt: skip
@@ -247,10 +247,10 @@ def fit_multi_mtn_kd(
     ----------
     temperature: softens the predictions.
     leave_out: without the target's teacher.
-    stage1_epochs, stage1_lr, stage1_seed, layers, width, heads, inner, init: see `fit_mix_tinybert_kd`.
+    stage1_steps, stage1_lr, stage1_seed, layers, width, heads, inner, init: see `fit_mix_tinybert_kd`.
     """
     shape, rows = _check(problem, layers, width, heads, inner, init), pool(problem, leave_out)
-    teachers = [mix_teacher(problem, rows.only(name), stage1_epochs, stage1_lr, stage1_seed) for name in rows.domains]
+    teachers = [mix_teacher(problem, rows.only(name), stage1_steps, stage1_lr, stage1_seed) for name in rows.domains]
     each = [_asked(problem, teacher)["teacher_logits"][:] for teacher in teachers]
     column = [mean_logits([np.array(one, np.float32) for one in said], temperature).tolist() for said in zip(*each)]
     set_seed(problem.seed)
@@ -267,7 +267,7 @@ def fit_multi_mtn_kd(
 )  # fmt: skip
 def fit_meta_tinybert_kd(
     problem: Problem, gamma_1: float = 0.1, score: str = "class", alpha: float = 0.5, zeta: float | None = None,
-    weighted: bool = True, corruption: str = "others", leave_out: bool = False, stage1_epochs: float | None = None,
+    weighted: bool = True, corruption: str = "others", leave_out: bool = False, stage1_steps: int | None = None,
     stage1_lr: float | None = None, stage1_seed: int = 0, layers: int = 4, width: int | None = None, heads: int | None = None,
     inner: int | None = None, init: str = "layers",
 ) -> PreTrainedModel:  # fmt: skip
@@ -276,10 +276,10 @@ def fit_meta_tinybert_kd(
     Parameters
     ----------
     gamma_1, score, alpha, zeta, weighted, corruption: see `meta_teacher`.
-    leave_out, stage1_epochs, stage1_lr, stage1_seed, layers, width, heads, inner, init: see `fit_mix_tinybert_kd`.
+    leave_out, stage1_steps, stage1_lr, stage1_seed, layers, width, heads, inner, init: see `fit_mix_tinybert_kd`.
     """
     shape, rows = _check(problem, layers, width, heads, inner, init), pool(problem, leave_out)
-    meta = meta_teacher(problem, rows, gamma_1, score, alpha, zeta, weighted, corruption, stage1_epochs, stage1_lr, stage1_seed)
+    meta = meta_teacher(problem, rows, gamma_1, score, alpha, zeta, weighted, corruption, stage1_steps, stage1_lr, stage1_seed)
     return follow(problem, meta.model, **shape)
 
 # %% ../../nbs/metakd/05_meta_distillation.ipynb #cc0f910b3
@@ -287,7 +287,9 @@ def _weights_of(
     problem: Problem, teacher: PreTrainedModel, score: str, alpha: float, zeta: float | None
 ) -> tuple[np.ndarray, dict[str, float]]:
     """The expertise of every row of the target, and the means that a run keeps."""
-    scores = scores_of(all_rows(problem), problem.encoder, problem.tokenizer, score, alpha, zeta)[: len(problem.train)]
+    rows = all_rows(problem)  # the same for every target
+    scores = scores_of(rows, problem.encoder, problem.tokenizer, score, alpha, zeta, problem.cache)
+    scores = scores[np.array(rows["domain"][:]) == target_of(problem)]
     right = rightness(teacher, problem.train, problem.tokenizer, problem.training.get("bf16", False), problem.cache)
     weights = domain_expertise(np.clip(scores, -1, 1), right)
     return weights, dict(transfer_score=float(scores.mean()), expertise=float(weights.mean()))
@@ -300,7 +302,7 @@ def _weights_of(
 def fit_meta_distillation(
     problem: Problem, gamma_1: float = 0.1, gamma_2: float = 0.3, score: str = "class", alpha: float = 0.5,
     zeta: float | None = None, weighted: bool = True, corruption: str = "others", temperature: float = 1.0,
-    joint: bool = False, leave_out: bool = False, stage1_epochs: float | None = None, stage1_lr: float | None = None,
+    joint: bool = False, leave_out: bool = False, stage1_steps: int | None = None, stage1_lr: float | None = None,
     stage1_seed: int = 0, layers: int = 4, width: int | None = None, heads: int | None = None, inner: int | None = None,
     init: str = "layers",
 ) -> PreTrainedModel:  # fmt: skip
@@ -311,9 +313,9 @@ def fit_meta_distillation(
     gamma_2: weight of the transferable-knowledge loss.
     weighted: examples count by transfer score and expertise in both stages, else all alike.
     temperature: softens the predictions.
-    joint: the paper's sum of all losses, for the epochs of both stages, instead of the public code's two stages.
+    joint: the paper's sum of all losses, for the steps of both stages, instead of the public code's two stages.
     gamma_1, score, alpha, zeta, corruption: see `meta_teacher`.
-    leave_out, stage1_epochs, stage1_lr, stage1_seed, layers, width, heads, inner, init: see `fit_mix_tinybert_kd`.
+    leave_out, stage1_steps, stage1_lr, stage1_seed, layers, width, heads, inner, init: see `fit_mix_tinybert_kd`.
 
     Raises
     ------
@@ -323,7 +325,7 @@ def fit_meta_distillation(
     if gamma_2 < 0 or not temperature > 0:
         raise ValueError(f"gamma_2={gamma_2} should be a number from 0, temperature={temperature} one above 0")
     shape, rows = _check(problem, layers, width, heads, inner, init), pool(problem, leave_out)
-    meta = meta_teacher(problem, rows, gamma_1, score, alpha, zeta, weighted, corruption, stage1_epochs, stage1_lr, stage1_seed)
+    meta = meta_teacher(problem, rows, gamma_1, score, alpha, zeta, weighted, corruption, stage1_steps, stage1_lr, stage1_seed)
     weights, measures = _weights_of(problem, meta.model, score, alpha, zeta) if weighted else (None, {})
     student = follow(problem, meta.model, weights, meta.branch, rows.target, gamma_2, temperature, joint, **shape)
     student.details = dict(measures=measures)

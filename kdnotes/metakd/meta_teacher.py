@@ -121,7 +121,7 @@ def meta_loss(
 # %% ../../nbs/metakd/04_meta_teacher.ipynb #cell-029
 def meta_teacher(
     problem: Problem, rows: Pool, gamma_1: float = 0.1, score: str = "class", alpha: float = 0.5, zeta: float | None = None,
-    weighted: bool = True, corruption: str = "others", epochs: float | None = None, lr: float | None = None, seed: int = 0,
+    weighted: bool = True, corruption: str = "others", steps: int | None = None, lr: float | None = None, seed: int = 0,
 ) -> MetaTeacher:  # fmt: skip
     """The teacher of all domains of a pool, with its branch (Meta-KD).
 
@@ -131,7 +131,7 @@ def meta_teacher(
     score, alpha, zeta: how well a row transfers, see `scores_of`.
     weighted: rows count by their scores, else all alike.
     corruption: see `false_domains`.
-    epochs, lr, seed: see `taught_by`.
+    steps, lr, seed: see `taught_by`.
 
     Raises
     ------
@@ -147,7 +147,7 @@ def meta_teacher(
     count = len(rows.domains)
     return taught_by(
         problem, rows, "meta", lambda: MetaTeacher(untaught(problem, seed), count),
-        meta_loss(problem.tokenizer, count, gamma_1, corruption), epochs=epochs, lr=lr, seed=seed, weights=weights,
+        meta_loss(problem.tokenizer, count, gamma_1, corruption), steps=steps, lr=lr, seed=seed, weights=weights,
         settings=dict(gamma_1=float(gamma_1), corruption=corruption),
     )  # fmt: skip
 
@@ -158,7 +158,7 @@ def meta_teacher(
 )  # fmt: skip
 def fit_meta_teacher(
     problem: Problem, gamma_1: float = 0.1, score: str = "class", alpha: float = 0.5, zeta: float | None = None,
-    weighted: bool = True, corruption: str = "others", leave_out: bool = False, stage1_epochs: float | None = None,
+    weighted: bool = True, corruption: str = "others", leave_out: bool = False, stage1_steps: int | None = None,
     stage1_lr: float | None = None, stage1_seed: int = 0,
 ) -> PreTrainedModel:  # fmt: skip
     """The meta-teacher as a model of the task (Meta-KD).
@@ -166,7 +166,7 @@ def fit_meta_teacher(
     Parameters
     ----------
     gamma_1, score, alpha, zeta, weighted, corruption: see `meta_teacher`.
-    leave_out, stage1_epochs, stage1_lr, stage1_seed: see `fit_teacher_mix`.
+    leave_out, stage1_steps, stage1_lr, stage1_seed: see `fit_teacher_mix`.
 
     Raises
     ------
@@ -174,4 +174,4 @@ def fit_meta_teacher(
         A setting is not valid, or nothing is left to learn from.
     """
     parts = gamma_1, score, alpha, zeta, weighted, corruption
-    return meta_teacher(problem, pool(problem, leave_out), *parts, stage1_epochs, stage1_lr, stage1_seed).model
+    return meta_teacher(problem, pool(problem, leave_out), *parts, stage1_steps, stage1_lr, stage1_seed).model

@@ -7,24 +7,21 @@ __all__ = ['SIZES', 'first_stage']
 
 # %% ../../nbs/metakd/07_sizes.ipynb #cb2af2603
 SIZES = {  # entries of a profile
-    "world": dict(rows=700, source_rows=700, teacher_rows=700, batch_size=64, epochs=6, lr=3e-3,
-                  teacher_batch=64, teacher_epochs=12, teacher_steps=300, teacher_lr=1e-3),
-    "laptop": dict(rows=500, source_rows=500, teacher_rows=500, epochs=2, lr=5e-4,
-                   teacher_batch=32, teacher_epochs=2, teacher_steps=0, teacher_lr=1e-4),
+    "world": dict(rows=700, source_rows=700, teacher_rows=700, batch_size=64, steps=66, looks=6, lr=3e-3,
+                  teacher_batch=64, teacher_steps=300, teacher_lr=1e-3),
+    "laptop": dict(rows=500, source_rows=500, teacher_rows=500, steps=32, looks=2, lr=5e-4,
+                   teacher_batch=32, teacher_steps=32, teacher_lr=1e-4),
 }  # fmt: skip
 
 # %% ../../nbs/metakd/07_sizes.ipynb #c754f4870
 _OF_ONE_DOMAIN = ("single_tinybert_kd", "multi_mtn_kd")  # their first-stage teachers each learn from one domain
 
 
-def first_stage(method: str, seed: int, *, epochs: int, steps: int, batch_size: int, rows: int, lr: float) -> dict:
+def first_stage(method: str, seed: int, *, steps: int, lr: float) -> dict:
     """The settings of a method's first stage.
 
     Parameters
     ----------
-    epochs, steps, lr: of the target's own teacher.
-    batch_size: of the training that the first stage shares with the students.
-    rows: of one domain.
+    steps, lr: of the target's own teacher.
     """
-    least = -(-steps * batch_size // rows) if method in _OF_ONE_DOMAIN else 0
-    return dict(stage1_epochs=float(max(epochs, least)), stage1_lr=lr, stage1_seed=seed)
+    return dict(stage1_steps=steps if method in _OF_ONE_DOMAIN else 2 * steps, stage1_lr=lr, stage1_seed=seed)

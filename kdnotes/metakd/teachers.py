@@ -110,7 +110,7 @@ def _spec(problem: Problem, name: str, training: dict, parts: "tuple[Dataset, Da
 # %% ../../nbs/metakd/03_teachers.ipynb #cell-025
 def taught_by(
     problem: Problem, rows: Pool, name: str, new: Callable[[], torch.nn.Module], objective: Callable | None = None,
-    tokenizer: PreTrainedTokenizerBase | None = None, epochs: float | None = None, lr: float | None = None, seed: int = 0,
+    tokenizer: PreTrainedTokenizerBase | None = None, steps: int | None = None, lr: float | None = None, seed: int = 0,
     weights: np.ndarray | None = None, settings: dict | None = None,
 ) -> torch.nn.Module:  # fmt: skip
     """A module trained on the rows of a pool, or taken from the problem's cache.
@@ -120,12 +120,12 @@ def taught_by(
     name: what kind of teacher it is.
     new: makes the untrained module.
     objective, tokenizer: see `kdnotes.learning.training.train`.
-    epochs, lr: those of the problem if None.
+    steps, lr: those of the problem if None.
     seed: of this teacher; that of the problem plays no part.
     weights: of the training rows, `(rows,)`.
     settings: what else the result depends on.
     """
-    changes = {key: value for key, value in (("epochs", epochs), ("lr", lr)) if value is not None}
+    changes = {key: value for key, value in (("steps", steps), ("lr", lr)) if value is not None}
     training = {key: value for key, value in problem.training.items() if key != "progress"} | dict(seed=seed) | changes
     data = rows.train if weights is None else rows.train.add_column("weight", weights.tolist())
 
@@ -145,23 +145,23 @@ def taught_by(
 
 # %% ../../nbs/metakd/03_teachers.ipynb #cell-027
 def mix_teacher(
-    problem: Problem, rows: Pool, epochs: float | None = None, lr: float | None = None, seed: int = 0
+    problem: Problem, rows: Pool, steps: int | None = None, lr: float | None = None, seed: int = 0
 ) -> PreTrainedModel:
     """One model for the rows of all domains of a pool; for a pool of one domain, its single teacher.
 
     Parameters
     ----------
-    epochs, lr, seed: see `taught_by`.
+    steps, lr, seed: see `taught_by`.
     """
-    return taught_by(problem, rows, "mix", lambda: untaught(problem, seed), epochs=epochs, lr=lr, seed=seed)
+    return taught_by(problem, rows, "mix", lambda: untaught(problem, seed), steps=steps, lr=lr, seed=seed)
 
 # %% ../../nbs/metakd/03_teachers.ipynb #caae2819f
-def mtl_teacher(problem: Problem, rows: Pool, epochs: float | None = None, lr: float | None = None, seed: int = 0) -> DomainHeads:
+def mtl_teacher(problem: Problem, rows: Pool, steps: int | None = None, lr: float | None = None, seed: int = 0) -> DomainHeads:
     """One encoder for all domains of a pool, with a head for each.
 
     Parameters
     ----------
-    epochs, lr, seed: see `taught_by`.
+    steps, lr, seed: see `taught_by`.
     """
     marked = _marked(problem.tokenizer)
 
@@ -169,7 +169,7 @@ def mtl_teacher(problem: Problem, rows: Pool, epochs: float | None = None, lr: f
         return cross_entropy(heads(**model_inputs(batch, marked)).logits, batch["labels"])
 
     new = lambda: DomainHeads(untaught(problem, seed), len(rows.domains))  # noqa: E731
-    return taught_by(problem, rows, "mtl", new, objective, marked, epochs, lr, seed)
+    return taught_by(problem, rows, "mtl", new, objective, marked, steps, lr, seed)
 
 # %% ../../nbs/metakd/03_teachers.ipynb #cell-040
 @register_method(
@@ -186,7 +186,7 @@ def fit_teacher_single(problem: Problem) -> PreTrainedModel:
     several_domains=True, family="reference", role="another teacher",
 )  # fmt: skip
 def fit_teacher_mix(
-    problem: Problem, leave_out: bool = False, stage1_epochs: float | None = None, stage1_lr: float | None = None,
+    problem: Problem, leave_out: bool = False, stage1_steps: int | None = None, stage1_lr: float | None = None,
     stage1_seed: int = 0,
 ) -> PreTrainedModel:  # fmt: skip
     """One teacher for the rows of all domains.
@@ -194,10 +194,10 @@ def fit_teacher_mix(
     Parameters
     ----------
     leave_out: without the target's rows.
-    stage1_epochs, stage1_lr: of the teacher; those of the problem if None.
+    stage1_steps, stage1_lr: of the teacher; those of the problem if None.
     stage1_seed: of the teacher.
     """
-    return mix_teacher(problem, pool(problem, leave_out), stage1_epochs, stage1_lr, stage1_seed)
+    return mix_teacher(problem, pool(problem, leave_out), stage1_steps, stage1_lr, stage1_seed)
 
 # %% ../../nbs/metakd/03_teachers.ipynb #c4c9fef8a
 @register_method(
@@ -205,14 +205,14 @@ def fit_teacher_mix(
     several_domains=True, family="reference", role="another teacher",
 )  # fmt: skip
 def fit_teacher_mtl(
-    problem: Problem, leave_out: bool = False, stage1_epochs: float | None = None, stage1_lr: float | None = None,
+    problem: Problem, leave_out: bool = False, stage1_steps: int | None = None, stage1_lr: float | None = None,
     stage1_seed: int = 0,
 ) -> PreTrainedModel:  # fmt: skip
     """One encoder for all domains with a head for each; the target's model, or the mean of the heads if it was left out.
 
     Parameters
     ----------
-    leave_out, stage1_epochs, stage1_lr, stage1_seed: see `fit_teacher_mix`.
+    leave_out, stage1_steps, stage1_lr, stage1_seed: see `fit_teacher_mix`.
     """
     rows = pool(problem, leave_out)
-    return mtl_teacher(problem, rows, stage1_epochs, stage1_lr, stage1_seed).only(rows.target)
+    return mtl_teacher(problem, rows, stage1_steps, stage1_lr, stage1_seed).only(rows.target)

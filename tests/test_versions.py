@@ -1,0 +1,42 @@
+"""Code that computes something else has another version, so that no old result is taken for one of it."""
+
+import json
+
+import pytest
+import versions
+
+from kdnotes.core.records import address
+from kdnotes.experiments.specs import make_spec
+from kdnotes.learning.registry import METHODS
+
+THEN, NOW = json.loads(versions.FILE.read_text()), versions.now()
+
+
+@pytest.mark.parametrize("name", sorted(THEN | NOW))
+def test_changed_code_has_another_version(name):
+    then, now = THEN.get(name), NOW.get(name)
+    if then == now:
+        return
+    if then and now and then["version"] == now["version"]:
+        pytest.fail(
+            f"the code of {name} is not that of version {now['version']} any more. Where a run gives another result now, raise the "
+            "version and make the runs anew; where every result is the same, bit for bit, leave it. Then: python tests/versions.py"
+        )
+    pytest.fail(f"{name} is not written down as it is now: python tests/versions.py")
+
+
+def test_a_version_is_part_of_the_address(monkeypatch):
+    import dataclasses
+
+    before = address(make_spec("kd", "sst2"))
+    monkeypatch.setitem(METHODS, "kd", dataclasses.replace(METHODS["kd"], version=METHODS["kd"].version + 1))
+    assert address(make_spec("kd", "sst2")) != before
+
+
+def test_prose_is_no_code_and_code_is(tmp_path):
+    file = tmp_path / "some.py"
+    hashes = []
+    for text in ('def f():\n    """One."""\n    return 1', 'def f():\n    """Two."""\n    return 1', "def f():\n    return 2"):
+        file.write_text(text)
+        hashes.append(versions.of_files([file]))
+    assert hashes[0] == hashes[1] != hashes[2]
