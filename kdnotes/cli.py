@@ -115,10 +115,12 @@ def reproduce_command(
 
     def work() -> None:
         from kdnotes.experiments.batch import to_log
-        from kdnotes.experiments.reproduce import reproduce
+        from kdnotes.experiments.reproduce import check_writable, reproduce
 
         own = read_settings(settings)
-        to_log(out / "log.txt")
+        if not dry_run:
+            check_writable(out)
+            to_log(out / "log.txt")
         reproduce(artefacts(), only or None, profile, seeds, out, resume, typer.echo, jobs=jobs, dry_run=dry_run, **own)
 
     quietly(work)

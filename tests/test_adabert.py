@@ -258,7 +258,7 @@ def test_without_a_signal_a_searched_network_is_no_better_than_a_random_one(prob
     noise = np.random.default_rng(0).integers(0, 2, 300)
     noisy = data.remove_columns("labels").add_column("labels", noise.tolist())
     lost = replace(problem, train=noisy, training=dict(steps=30, lr=1e-3, batch_size=32))
-    wanted = tiny.SEARCH | dict(steps=60, cnn_steps=30)
+    wanted = tiny.SEARCH | dict(search_steps=60, cnn_steps=30)
     students = fit_adabert(lost, start="scratch", **wanted), fit_adabert_random(lost, **wanted)
     unseen = np.random.default_rng(1).integers(0, 2, 300)
     scores = [(np.stack(predict(one, report, TOKENIZER)).argmax(1) == unseen).mean() for one in students]

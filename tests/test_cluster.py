@@ -58,7 +58,6 @@ def test_the_plan_has_one_rule_for_each_run_and_artefact(tmp_path):
 @needed
 @pytest.mark.slow
 def test_two_cores_make_the_runs_that_one_process_makes(tmp_path, monkeypatch):
-    monkeypatch.setattr(experiments, "measure", lambda *_: {})
     specs = [spec for spec in grid(PLANS["fig02_ladder"], seeds=1, **tiny.RUN) if spec["method"] in ("majority", "undistilled")]
     files = [str(tmp_path / "store" / "runs" / address(spec)[:2] / f"{address(spec)}.json") for spec in specs]
     snakemake(tmp_path, *files, seeds=1, **tiny.RUN)

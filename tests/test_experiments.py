@@ -75,7 +75,7 @@ def test_everything_the_result_depends_on_is_in_the_address():
 
 
 def test_a_name_is_not_in_the_address(store):
-    """What a row is called in a table, and which profile its sizes came from, change no result: it is found, by the asked name."""
+    """What a row is called, and which profile its sizes came from, change no result: it is found, by the asked name."""
     first = tiny.run(store)
     again = tiny.run(store, setting="the same")
     assert again == first | dict(spec=first["spec"] | dict(setting="the same"))

@@ -1,3 +1,4 @@
+import inspect
 import json
 import re
 import subprocess
@@ -188,3 +189,8 @@ def test_the_readme_example_runs(tmp_path, monkeypatch):
     exec(example.replace('"minilm"', '"encoder"'), {})
     assert AutoModelForSequenceClassification.from_pretrained(tmp_path / "my-student").config.num_hidden_layers == 2
     assert kdnotes.distill is distill
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_no_setting_of_a_method_is_called_like_an_argument_of_distill(method):
+    assert not METHODS[method].settings.keys() & (inspect.signature(distill).parameters.keys() - {"settings"})

@@ -20,7 +20,7 @@ from kdnotes.experiments.tables import read_table, same_table
 
 ROOT = Path(__file__).parents[1]
 ARTEFACTS = artefacts()
-LADDER = ARTEFACTS["fig02_ladder"]
+SMALLEST = ARTEFACTS["fig14"]
 SMALL = {**tiny.RUN, "rows": 100, "teacher_rows": 150}
 FIGURES = sorted((ROOT / "nbs" / "figures").glob("fig*.ipynb"))
 
@@ -39,7 +39,7 @@ def test_a_batch_killed_three_times_and_resumed_prints_the_same_table(tmp_path):
     """Kill -9 in the middle of the batch, resume each time; the table is that of a batch nobody killed."""
     code = (
         "import sys; from kdnotes.cli import artefacts; from kdnotes.experiments.reproduce import reproduce;"
-        f"reproduce(artefacts(), ['fig02_ladder'], out=sys.argv[1], resume=True, seeds=1, **{SMALL!r})"
+        f"reproduce(artefacts(), ['fig14'], out=sys.argv[1], resume=True, seeds=1, **{SMALL!r})"
     )
 
     def start(name):
@@ -55,22 +55,22 @@ def test_a_batch_killed_three_times_and_resumed_prints_the_same_table(tmp_path):
         process.send_signal(signal.SIGKILL)
         assert process.wait() == -signal.SIGKILL
     assert start("killed").wait() == 0
-    peace, killed = (read_table(tmp_path / name / "figures/fig02_ladder/world/table.csv") for name in ("peace", "killed"))
+    peace, killed = (read_table(tmp_path / name / "figures/fig14/world/table.csv") for name in ("peace", "killed"))
     assert same_table(peace, killed)
 
 
 @pytest.fixture(scope="module")
 def batch(tmp_path_factory):
     out, lines = tmp_path_factory.mktemp("build"), []
-    (folder,) = reproduce(ARTEFACTS, ["fig02_ladder"], out=out, say=lines.append, seeds=1, **SMALL)
+    (folder,) = reproduce(ARTEFACTS, ["fig14"], out=out, say=lines.append, seeds=1, **SMALL)
     return out, folder, lines
 
 
 def test_a_batch_leaves_every_file_of_the_artefact_and_names_them(batch):
     out, folder, lines = batch
-    assert {p.name for p in folder.iterdir()} == {"figure.png", "figure.svg", "table.csv", "provenance.json", "runs.jsonl"}
-    assert (out / "notebooks" / "fig02_ladder_world.ipynb").exists()
-    runs = len(grid(LADDER.plan, seeds=1, **SMALL))
+    assert {p.name for p in folder.iterdir()} == {"figure.png", "figure.svg", "table.csv", "provenance.json", "runs.jsonl", "costs.json"}
+    assert (out / "notebooks" / "fig14_world.ipynb").exists()
+    runs = len(grid(SMALLEST.plan, seeds=1, **SMALL))
     assert lines[0].startswith(f"{runs} runs: 0 found") and str(folder / "table.csv") in lines[-1]
     made = json.loads((folder / "provenance.json").read_text())
     assert made.keys() >= {"artefact", "profile", "commit", "dirty", "seeds", "data", "teacher", "device", "libraries", "seconds"}
@@ -80,17 +80,17 @@ def test_a_batch_leaves_every_file_of_the_artefact_and_names_them(batch):
 def test_redrawing_changes_no_byte(batch):
     _, folder, _ = batch
     before = {p.name: p.read_bytes() for p in folder.iterdir()}
-    redraw(LADDER, "world", folder.parent.parent)
+    redraw(SMALLEST, "world", folder.parent.parent)
     assert before == {p.name: p.read_bytes() for p in folder.iterdir()}
 
 
 def test_every_value_can_be_computed_again_from_runs_alone(batch, tmp_path):
     _, folder, _ = batch
-    copy = tmp_path / "fig02_ladder" / "world"
+    copy = tmp_path / "fig14" / "world"
     copy.mkdir(parents=True)
-    for name in ("runs.jsonl", "provenance.json"):
+    for name in ("runs.jsonl", "costs.json", "provenance.json"):
         shutil.copy(folder / name, copy)
-    redraw(LADDER, "world", tmp_path)
+    redraw(SMALLEST, "world", tmp_path)
     assert (copy / "table.csv").read_bytes() == (folder / "table.csv").read_bytes()
 
 

@@ -19,8 +19,9 @@ def test_changed_code_has_another_version(name):
         return
     if then and now and then["version"] == now["version"]:
         pytest.fail(
-            f"the code of {name} is not that of version {now['version']} any more. Where a run gives another result now, raise the "
-            "version and make the runs anew; where every result is the same, bit for bit, leave it. Then: python tests/versions.py"
+            f"the code of {name} is not that of version {now['version']} any more. Where a run gives another result now, raise "
+            "the version and make the runs anew; where every result is the same, bit for bit, leave it. "
+            "Then: python tests/versions.py"
         )
     pytest.fail(f"{name} is not written down as it is now: python tests/versions.py")
 

@@ -265,9 +265,10 @@ def _finish(
     paper="arXiv 2001.04246", first=searched_elsewhere,
 )  # fmt: skip
 def fit_adabert(
-    problem: Problem, gamma: float = 0.8, beta: float = 4.0, genotype: str = "", start: str = "supernet", search_steps: int = 1000,
-    search_batch: int = 128, search_lr: float = 1e-2, arch_lr: float = 5e-2, channels: int = 128, max_depth: int = MAX_DEPTH,
-    cnn_lr: float = 1e-3, cnn_steps: int | None = None, vocabulary: str = "full", copies: int = 0, share: float = 0.4,
+    problem: Problem, gamma: float = 0.8, beta: float = 4.0, genotype: str = "", start: str = "supernet",
+    search_steps: int = 1000, search_batch: int = 128, search_lr: float = 1e-2, arch_lr: float = 5e-2, channels: int = 128,
+    max_depth: int = MAX_DEPTH, cnn_lr: float = 1e-3, cnn_steps: int | None = None, vocabulary: str = "full", copies: int = 0,
+    share: float = 0.4,
 ) -> AdaBert:  # fmt: skip
     """A CNN searched for this task and distilled (AdaBERT, arXiv 2001.04246).
 
@@ -292,8 +293,8 @@ def fit_adabert(
     if found := _given(genotype, vocabulary, start):
         rows = taught_rows(problem)
     else:
-        rows, found = _searched(problem, gamma, beta, steps=search_steps, batch_size=search_batch, width=channels, max_depth=max_depth,
-                                lr=search_lr, arch_lr=arch_lr)  # fmt: skip
+        sizes = dict(steps=search_steps, batch_size=search_batch, width=channels, max_depth=max_depth)
+        rows, found = _searched(problem, gamma, beta, **sizes, lr=search_lr, arch_lr=arch_lr)
     rows = _with_copies(problem, rows, copies, share)
     student = derive(found, problem, channels, start, task_words(problem, rows) if vocabulary == "task" else None)
     return _finish(student, problem, rows, found, gamma, max_depth, cnn_lr, cnn_steps)
@@ -304,16 +305,16 @@ def fit_adabert(
     family="architecture search", paper="arXiv 2001.04246",
 )  # fmt: skip
 def fit_adabert_undistilled(
-    problem: Problem, gamma: float = 0.8, beta: float = 4.0, start: str = "scratch", search_steps: int = 1000, search_batch: int = 128,
-    search_lr: float = 1e-2, arch_lr: float = 5e-2, channels: int = 128, max_depth: int = MAX_DEPTH, cnn_lr: float = 1e-3,
-    cnn_steps: int | None = None,
+    problem: Problem, gamma: float = 0.8, beta: float = 4.0, start: str = "scratch", search_steps: int = 1000,
+    search_batch: int = 128, search_lr: float = 1e-2, arch_lr: float = 5e-2, channels: int = 128, max_depth: int = MAX_DEPTH,
+    cnn_lr: float = 1e-3, cnn_steps: int | None = None,
 ) -> AdaBert:  # fmt: skip
     """The searched architecture trained on labels alone; settings as in `fit_adabert`, `gamma` and `beta` those of the search.
 
     It starts from scratch: the weights of the super-net have seen the teacher.
     """
-    rows, found = _searched(problem, gamma, beta, steps=search_steps, batch_size=search_batch, width=channels, max_depth=max_depth,
-                            lr=search_lr, arch_lr=arch_lr)  # fmt: skip
+    sizes = dict(steps=search_steps, batch_size=search_batch, width=channels, max_depth=max_depth)
+    rows, found = _searched(problem, gamma, beta, **sizes, lr=search_lr, arch_lr=arch_lr)
     return _finish(derive(found, problem, channels, start), problem, rows, found, 0.0, max_depth, cnn_lr, cnn_steps)
 
 # %% ../../nbs/adabert/07_student.ipynb #c7694e1d1
@@ -330,11 +331,12 @@ def same_cost(genotype: Genotype, width: int, max_depth: int, seed: int, tries: 
     paper="arXiv 2001.04246",
 )  # fmt: skip
 def fit_adabert_random(
-    problem: Problem, gamma: float = 0.8, beta: float = 4.0, search_steps: int = 1000, search_batch: int = 128, search_lr: float = 1e-2,
-    arch_lr: float = 5e-2, channels: int = 128, max_depth: int = MAX_DEPTH, cnn_lr: float = 1e-3, cnn_steps: int | None = None,
+    problem: Problem, gamma: float = 0.8, beta: float = 4.0, search_steps: int = 1000, search_batch: int = 128,
+    search_lr: float = 1e-2, arch_lr: float = 5e-2, channels: int = 128, max_depth: int = MAX_DEPTH, cnn_lr: float = 1e-3,
+    cnn_steps: int | None = None,
 ) -> AdaBert:  # fmt: skip
     """A random architecture of the searched one's cost, trained from scratch; settings as in `fit_adabert`."""
-    rows, found = _searched(problem, gamma, beta, steps=search_steps, batch_size=search_batch, width=channels, max_depth=max_depth,
-                            lr=search_lr, arch_lr=arch_lr)  # fmt: skip
+    sizes = dict(steps=search_steps, batch_size=search_batch, width=channels, max_depth=max_depth)
+    rows, found = _searched(problem, gamma, beta, **sizes, lr=search_lr, arch_lr=arch_lr)
     drawn = same_cost(found.genotype, channels, max_depth, problem.seed)
     return _finish(derive(drawn, problem, channels, "scratch"), problem, rows, drawn, gamma, max_depth, cnn_lr, cnn_steps)

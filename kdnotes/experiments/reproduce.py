@@ -20,7 +20,7 @@ from typing import Any
 from ..core.records import address, read_lines
 from ..core.store import Store
 from .artefacts import stored_runs
-from .batch import Pace, clock, compute_all, known_seconds, rounds, usual_jobs
+from .batch import Pace, clock, compute_all, elsewhere, known_seconds, rounds, usual_jobs
 from .claims import judge
 from .opened import Artefact, checkout, measured
 from .plans import Plan, grid
@@ -218,9 +218,10 @@ def draw_all(names: list[str], given: dict, out: Path, root: Path, jobs: int) ->
     """Run the notebooks of some artefacts, side by side in processes that have imported everything already."""
     if jobs == 1 or len(names) == 1:
         return [_drawn(name, given, out, root) for name in names]
-    from joblib import Parallel, delayed
+    from joblib import Parallel
 
-    return list(Parallel(n_jobs=jobs)(delayed(_drawn)(name, given, out, root) for name in names))
+    draw = elsewhere(_drawn, out.resolve() / "log.txt")
+    return list(Parallel(n_jobs=jobs)(draw(name, given, out, root) for name in names))
 
 # %% ../../nbs/experiments/16_reproduce.ipynb #cell-021b
 def check_writable(folder: Path) -> None:

@@ -100,7 +100,7 @@ def probe_answers(problem: Problem, strength: float = 1.0) -> np.ndarray:
     """
     if problem.kind == "tokens":
         raise ValueError("probes read one state for a whole row, but this task labels every word")
-    rows, labels = problem.train, np.array(problem.train["labels"])
+    rows, labels = problem.train, np.array(problem.train["labels"][:])
 
     def ask() -> np.ndarray:
         states = pooled_states(problem.teacher, rows, problem.tokenizer, cache=problem.cache)

@@ -172,7 +172,7 @@ def predicted_labels(logits: list[np.ndarray]) -> np.ndarray | list[list[int]]:
 
 def gold_labels(data: "Dataset") -> np.ndarray | list[list[int]]:
     """The label ids of encoded rows in the shape of `predicted_labels`."""
-    labels = data["labels"]
+    labels = data["labels"][:]
     if isinstance(labels[0], int):
         return np.array(labels)
     return [[label for label in row if label != -100] for row in labels]
