@@ -242,11 +242,10 @@ def fails_once(monkeypatch, module, name, error, when):
 @pytest.fixture(scope="module")
 def peace(tmp_path_factory):
     """A store with the encoder and the teacher of tiny runs, and what such a run gives."""
-    with pytest.MonkeyPatch.context() as patch:
-        place = tmp_path_factory.mktemp("peace")
-        tiny.run(place, "teacher")
-        shutil.copytree(place, place / "before", ignore=shutil.ignore_patterns("runs"))
-        return place / "before", tiny.run(place)
+    place = tmp_path_factory.mktemp("peace")
+    tiny.run(place, "teacher")
+    shutil.copytree(place, place / "before", ignore=shutil.ignore_patterns("runs"))
+    return place / "before", tiny.run(place)
 
 
 @pytest.mark.parametrize("what", ["a teacher's weights", "a checkpoint", "cached outputs", "the record"])

@@ -13,7 +13,6 @@ import tiny
 from kdnotes.cli import artefacts, read_settings
 from kdnotes.core.records import address
 from kdnotes.core.store import Store
-from kdnotes.experiments import runs as experiments
 from kdnotes.experiments.plans import grid
 from kdnotes.experiments.runs import run_spec
 from kdnotes.experiments.specs import make_spec, overrides

@@ -16,6 +16,7 @@ from kdnotes.core.store import Store
 from kdnotes.experiments.opened import checkout, redraw
 from kdnotes.experiments.plans import grid
 from kdnotes.experiments.reproduce import check_parameters, open_store, reproduce
+from kdnotes.experiments.results import FILES
 from kdnotes.experiments.tables import read_table, same_table
 
 ROOT = Path(__file__).parents[1]
@@ -68,7 +69,7 @@ def batch(tmp_path_factory):
 
 def test_a_batch_leaves_every_file_of_the_artefact_and_names_them(batch):
     out, folder, lines = batch
-    assert {p.name for p in folder.iterdir()} == {"figure.png", "figure.svg", "table.csv", "provenance.json", "runs.jsonl", "costs.json"}
+    assert {p.name for p in folder.iterdir()} == set(FILES)
     assert (out / "notebooks" / "fig14_world.ipynb").exists()
     runs = len(grid(SMALLEST.plan, seeds=1, **SMALL))
     assert lines[0].startswith(f"{runs} runs: 0 found") and str(folder / "table.csv") in lines[-1]

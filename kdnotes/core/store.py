@@ -7,6 +7,7 @@ __all__ = ['refuse_several', 'Store']
 
 # %% ../../nbs/core/04_store.ipynb #cell-003
 import contextlib
+import copy
 import hashlib
 import json
 import logging
@@ -15,6 +16,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import Self
 
 from .files import room, write_atomic, writing
 from .records import address, plain, read_lines, run_order, seal, unseal, write_lines
@@ -164,6 +166,7 @@ class _Folders:
     """Folders, each built once."""
 
     path: Path
+    beside: dict = {}  # what the specs of all folders hold besides their own entries
 
     def folder(self, spec: dict, build: Callable[[Path], object]) -> Path:
         """The complete folder of a spec, built if it is not there.
@@ -181,6 +184,7 @@ class _Folders:
         OSError
             The store cannot be written. What `build` raises is passed on.
         """
+        spec = {**spec, **self.beside}
         final = self.path / "models" / address(spec)
         if _intact(final):
             return final
@@ -189,6 +193,12 @@ class _Folders:
             if not _intact(final):  # another process may have built it while this one waited
                 _build(spec, build, final)
         return final
+
+    def with_beside(self, **entries: object) -> Self:
+        """The same store, for folders that depend on more than their specs say, such as the versions of the code."""
+        other = copy.copy(self)
+        other.beside = {**self.beside, **entries}
+        return other
 
 # %% ../../nbs/core/04_store.ipynb #cell-059
 class Store(_Runs, _Folders):

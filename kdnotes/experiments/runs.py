@@ -225,8 +225,9 @@ def make(
         teacher, rows, data["select"], spec["method"], text=this.text, label=this.label, labels=this.labels, kind=this.kind,
         tokenizer=tokenizer, encoder=encoder, metric=this.metrics[0], max_length=spec["max_length"],
         seed=spec["seed"], steps=spec["steps"], looks=spec["looks"], lr=spec["lr"], batch_size=spec["batch_size"],
-        bf16=spec["bf16"], card=False, folder=checkpoints(spec, store) if takes_long(spec) else None, cache=store,
-        progress=progress, source=load_sources(spec), target=spec["domain"] or spec["task"], **settings,
+        bf16=spec["bf16"], card=False, folder=checkpoints(spec, store) if takes_long(spec) else None,
+        cache=store.with_beside(versions=spec["versions"]), progress=progress, source=load_sources(spec),
+        target=spec["domain"] or spec["task"], **settings,
     )  # fmt: skip
 
 # %% ../../nbs/experiments/04_runs.ipynb #c7c9d380f
