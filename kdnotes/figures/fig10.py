@@ -9,7 +9,7 @@ __all__ = ['SMALL', 'CLAIMS', 'PLAN', 'small_beside_the_student', 'runs', 'loop_
 from typing import TYPE_CHECKING
 
 import pandas as pd
-from transformers import set_seed
+from transformers import AutoModelForMaskedLM, set_seed
 
 from ..core.metrics import Interval
 from ..data.loading import load_task
@@ -69,7 +69,7 @@ def loop_of(profile: str, name: str = "amazon", domain: str = "kitchen", rows: i
     """L2A's running objects in the shape of a profile, untrained, on a few rows of the embedded world."""
     size, this = find_profile(profile), task(name)
     set_seed(0)
-    encoder = untrained_encoder(size)
+    encoder = AutoModelForMaskedLM.from_config(untrained_encoder(size).config)
     tokenizer = world_tokenizer() if size.encoder == "world" else load_tokenizer(find_encoder(size.encoder))
 
     def some(place: str) -> "Dataset":

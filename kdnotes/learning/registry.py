@@ -12,7 +12,7 @@ import inspect
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields
 from difflib import get_close_matches
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -96,7 +96,7 @@ class Method(Declaration):
     fit: Callable = print
     first: Callable | None = None
 
-    @property
+    @cached_property
     def settings(self) -> dict:
         """The settings with their defaults."""
         parameters = list(inspect.signature(self.fit).parameters.values())[1:]

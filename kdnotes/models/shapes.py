@@ -20,7 +20,7 @@ from ..core.store import Store
 from .cost import bert_base_shape, flops, latency, parameters, stored_bytes
 
 # %% ../../nbs/models/07_shapes.ipynb #c35dcc851
-_NAMES = {"_name_or_path", "id2label", "label2id", "architectures", "transformers_version", "problem_type"}
+_NAMES = {"_name_or_path", "id2label", "label2id", "architectures", "transformers_version", "problem_type", "dtype"}
 
 
 def shape_of(model: PreTrainedModel) -> dict:
