@@ -224,6 +224,7 @@ def built(tmp_path):
     shutil.copytree(FIGURES / "fig14" / "world", place)
     made = json.loads((place / "provenance.json").read_text()) | dict(dirty=False, commit="0" * 40)
     (place / "provenance.json").write_text(json.dumps(made))
+    (place / "costs.json").write_text("{}")
     return place
 
 
@@ -255,7 +256,7 @@ def test_a_real_student_below_the_bag_of_words_needs_a_reason(tmp_path):
     records = [run(method, "sst2", 0.9, profile="laptop") | {"metrics": {"accuracy": score}}
                for method, score in (("bag_of_words", 0.8), ("kd", 0.7))]  # fmt: skip
     write_lines(records, place / "runs.jsonl")
-    for name in ("figure.png", "figure.svg", "table.csv"):
+    for name in ("figure.png", "figure.svg", "table.csv", "costs.json"):
         (place / name).write_text("")
     (place / "provenance.json").write_text(json.dumps(dict(dirty=False, commit="0" * 40, seeds=[0])))
     plan = Plan("toy", "A toy", (claimed(above("kd", "bag_of_words")),), lambda size, seed: [Run("kd", "sst2")])
@@ -266,11 +267,12 @@ def test_a_real_student_below_the_bag_of_words_needs_a_reason(tmp_path):
 
 
 def test_tables_of_the_committed_runs_are_the_committed_tables():
+    from kdnotes.experiments.artefacts import stored_runs
     from kdnotes.experiments.opened import tabulate
     from kdnotes.experiments.tables import table_text
 
     for path in sorted(FIGURES.glob("*/*/runs.jsonl")):
-        frame = tabulate(PLANS[path.parent.parent.name], path.parent.name, read_lines(path))
+        frame = tabulate(PLANS[path.parent.parent.name], path.parent.name, stored_runs(path.parent))
         assert table_text(frame) == (path.parent / "table.csv").read_text(), path.parent
         assert isinstance(read_table(path.parent / "table.csv"), pd.DataFrame)
 
@@ -292,3 +294,17 @@ def test_the_minutes_of_the_first_page_are_those_of_the_committed_runs():
         stored = [FIGURES / name / profile / "runs.jsonl" for profile in ("world", "laptop")]
         minutes = " / ".join(f"{minutes_a_seed(read_lines(path)):.0f}" for path in stored if path.exists())
         assert re.search(rf"\[{name}\]\(nbs/figures/{name}\.ipynb\) \| [^|]+ \| {minutes} \|$", text, re.M), (name, minutes)
+
+
+def test_runs_that_no_plan_asks_for_any_more_are_marked():
+    """A table of earlier code, or of other sizes, stays until it is made anew, and every cell about it says so."""
+    from kdnotes.experiments.plans import not_planned
+
+    text = (FIGURES.parent / "RESULTS.md").read_text()
+    for path in sorted(FIGURES.glob("*/*/runs.jsonl")):
+        plan, profile = PLANS[path.parent.parent.name], path.parent.name
+        old = bool(not_planned(plan, profile, read_lines(path)))
+        for claim in plan.claims:
+            (row,) = [line for line in text.splitlines() if line.startswith(f"| {claim.name} |")]
+            cell = row.split(" | ")[3 if profile == "world" else 4]
+            assert cell == "not run" or old == ("†" in cell), (claim.name, profile)
