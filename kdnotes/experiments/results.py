@@ -58,11 +58,11 @@ def mean_scores(records: Iterable[dict], method: str, setting: str | None = None
     return {name: float(np.mean(scores)) for name, scores in found.items()}
 
 
-def floors(records: Iterable[dict]) -> dict[str, float]:
-    """What a bag of words scores on each task."""
+def floors(records: Iterable[dict], setting: str | None = None) -> dict[str, float]:
+    """What a bag of words scores on each task; in one setting if it is named."""
     records = list(records)
     names = {record["spec"]["method"] for record in records if describe(record["spec"]["method"]).role == "bag of words"}
-    return {name: score for method in names for name, score in mean_scores(records, method).items()}
+    return {name: score for method in names for name, score in mean_scores(records, method, setting).items()}
 
 
 def answer(claim: Claim, records: list[dict], floor: Mapping[str, float], old: int = 0) -> Answer:
@@ -70,7 +70,7 @@ def answer(claim: Claim, records: list[dict], floor: Mapping[str, float], old: i
 
     Parameters
     ----------
-    floor: what a bag of words scores on each task, where that is asked.
+    floor: what a bag of words scores on each task elsewhere, if that is asked: one on the same rows counts more.
     old: how many of the runs the plan of today does not ask for.
     """
     records = [record for record in records if claim.on in ("", record["spec"]["task"])]
@@ -80,6 +80,7 @@ def answer(claim: Claim, records: list[dict], floor: Mapping[str, float], old: i
     for spec in rows:
         seeds.setdefault((spec["task"], spec["domain"], spec["setting"]), set()).add(spec["seed"])
     scores = mean_scores(records, method, setting) if method else {}
+    floor = floor and {**floor, **floors(records), **(floors(records, setting) if setting else {})}
     doubts = [f"below the bag of words on {name} ({score:.3f}, {floor[name]:.3f})"
               for name, score in scores.items() if score < floor.get(name, -1)]  # fmt: skip
     tasks = tuple(dict.fromkeys(spec["task"] for spec in rows))
