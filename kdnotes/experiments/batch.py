@@ -20,9 +20,10 @@ from typing import Any
 
 from ..core.records import address
 from ..core.store import Store
-from ..data.tasks import TASKS
+from ..data import tasks
 from .runs import MADE, encoder_folder, run_spec, teacher_folder, teacher_spec
-from ..methods import METHODS, find_method
+from ..learning import registry
+from ..methods import find_method
 
 # %% ../../nbs/experiments/06_batch.ipynb #cca9ff0ff
 @dataclass(frozen=True)
@@ -164,18 +165,18 @@ def to_log(file: Path) -> None:
         logging.getLogger(library).propagate = True
 
 
+def _there(work: Callable, log: Path, known: tuple[dict, dict], *given: Any) -> Any:
+    to_log(log)
+    for ours, theirs in zip((tasks.TASKS, registry.METHODS), known):
+        ours.update(theirs)
+    return work(*given)
+
+
 def elsewhere(work: Callable, log: Path) -> Callable:
     """A function to call in another process, where tasks and methods are registered as here and libraries write to a log."""
-
-    def call(tasks: dict, methods: dict, *given: Any) -> Any:
-        to_log(log)
-        TASKS.update(tasks)
-        METHODS.update(methods)
-        return work(*given)
-
     from joblib import delayed
 
-    return partial(delayed(call), dict(TASKS), dict(METHODS))
+    return partial(delayed(_there), work, log, (dict(tasks.TASKS), dict(registry.METHODS)))
 
 
 def _make(piece: Piece, path: Path) -> tuple[Piece, str, float]:
@@ -184,7 +185,7 @@ def _make(piece: Piece, path: Path) -> tuple[Piece, str, float]:
 # %% ../../nbs/experiments/06_batch.ipynb #c590ed016
 def _made(pieces: list[Piece], store: Store, jobs: int, progress: bool) -> Iterator[tuple[Piece, str, float]]:
     """The pieces as they are finished, with what there is to tell and their seconds."""
-    if jobs == 1 or len(pieces) == 1:
+    if jobs == 1 or len(pieces) < 2:
         yield from ((piece, *piece.make(store, progress)) for piece in pieces)
         return
     from joblib import Parallel, parallel_config
