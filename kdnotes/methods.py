@@ -217,8 +217,7 @@ def distill(
     """
     settings = check_settings(chosen := find_method(method), settings)
     check_training(folder, epochs=epochs, batch_size=batch_size, lr=lr, looks=looks, max_length=max_length)
-    steps = steps or steps_of(epochs, len(train), batch_size)
-    training = dict[str, Any](steps=steps, lr=lr, batch_size=batch_size, looks=looks)
+    training = dict[str, Any](steps=steps or steps_of(epochs, len(train), batch_size), lr=lr, batch_size=batch_size, looks=looks)
     training |= dict(patience=patience, seed=seed, bf16=bf16, progress=progress)
     check_rows(columns := read_columns(train, text, label, labels, kind), select=select, report=report)
     models, given = (teacher, encoder, tokenizer), dict[str, Any](metric=metric, training=training, folder=folder, cache=cache)

@@ -198,11 +198,19 @@ def _made(pieces: list[Piece], store: Store, jobs: int, progress: bool) -> Itera
             yield order[address(piece.spec)], told, seconds
 
 
-def usual_jobs(threads: int) -> int:
-    """As many runs as this machine has cores for, one at a time on a GPU."""
+def usual_jobs(threads: int, asked: int = 0) -> int:
+    """As many runs side by side as are asked for; if 0, as this machine has cores for, and one on a GPU.
+
+    Raises
+    ------
+    ValueError
+        Fewer than none are asked for.
+    """
     import torch
 
-    return 1 if torch.cuda.is_available() else max(1, len(os.sched_getaffinity(0)) // threads)
+    if asked < 0:
+        raise ValueError(f"jobs={asked} should be a whole number from 0")
+    return asked or (1 if torch.cuda.is_available() else max(1, len(os.sched_getaffinity(0)) // threads))
 
 # %% ../../nbs/experiments/06_batch.ipynb #c8dae8321
 def compute_all(

@@ -35,7 +35,7 @@ class Profile:
     bf16: bool
     threads: int  # of one run; as many run side by side as the machine has cores for
 
-
+# %% ../../nbs/experiments/01_profiles.ipynb #cell-006c
 PROFILES = {
     "world": Profile(
         source="world", encoder="world", seeds=1, max_length=32, long_length=48, bf16=False,

@@ -61,7 +61,7 @@ def _engine() -> str:
             shell = CaptureShell(mpl_format="png")
             for index, cell in enumerate(nb_man.nb.cells):
                 nb_man.cell_start(cell, index)
-                if cell.cell_type == "code" and not cell.source.startswith("#| default_exp"):
+                if cell.cell_type == "code":
                     cell.outputs = [from_dict(output) for output in shell.run(cell.source)]
                     if shell.exc:
                         nb_man.cell_exception(cell, index, exception=shell.exc)
@@ -93,6 +93,7 @@ def execute(name: str, parameters: dict, output: Path, notebooks: Path) -> Path:
 # %% ../../nbs/experiments/16_reproduce.ipynb #cell-021
 def open_store(out: Path, resume: bool, say: Callable[[str], None] = print) -> Store:
     """The store of a batch: a new one, or with `resume` the one that is there."""
+    check_writable(out)
     path = out / "store"
     if path.exists() and not resume:
         aside = out / f"store-until-{datetime.now():%Y%m%d-%H%M%S}"
@@ -163,39 +164,29 @@ def reproduce(
         A name, a number or the data is wrong: before any work, and before the old store is moved.
     """
     start, root, out = time.time(), checkout(), Path(out)
-    if jobs < 0:
-        raise ValueError(f"jobs={jobs} should be a whole number from 0")
     asked, committed = _asked(artefacts, only, profile, seeds, overrides), committed_records(artefacts, profile)
-    jobs, known = jobs or usual_jobs(find_profile(profile).threads), known_seconds(committed)
+    jobs, known = usual_jobs(find_profile(profile).threads, jobs), known_seconds(committed)
     if dry_run:
         say(outlook(asked, known, Store(out / "store" if resume else out / "no store"), jobs))
         return []
-    check_writable(out)
     store = open_store(out, resume, say)
     if resume:
-        taken = sum(store.import_lines(root / "figures" / name / profile / "runs.jsonl") for name in _there(artefacts, profile))
-        say(f"{taken} committed runs taken over")
-        _take_costs(store, [root / "figures" / name / profile for name in artefacts])
+        say(f"{_take_committed(store, [root / 'figures' / name / profile for name in artefacts])} committed runs taken over")
     unique = list({address(spec): spec for specs in asked.values() for spec in specs}.values())
     measured(compute_all(unique, store, say, progress, jobs, known), store, say)
     given = dict(profile=profile, seeds=seeds or 0, overrides=overrides, store=str(store.path.resolve()), began=start)
     folders = draw_all(list(asked), given, out, root, jobs)
-    for folder in folders:
-        say(beside(folder, root / "figures" / folder.parent.name / profile))
+    say("\n".join(beside(folder, root / "figures" / folder.parent.name / profile) for folder in folders))
     say(verdicts([artefacts[name].plan for name in asked], profile, out, root))
     say(f"done in {clock(time.time() - start)}; open:")
-    for folder in folders:
-        notebook = out / "notebooks" / f"{folder.parent.name}_{profile}.ipynb"
-        say("\n".join(f"  {path}" for path in (folder / "figure.png", folder / "table.csv", notebook)))
+    notebooks = [out / "notebooks" / f"{folder.parent.name}_{profile}.ipynb" for folder in folders]
+    say("\n".join(f"  {folder / 'figure.png'}\n  {folder / 'table.csv'}\n  {page}" for folder, page in zip(folders, notebooks)))
     return folders
 
 # %% ../../nbs/experiments/16_reproduce.ipynb #c868dfb22
-def _there(artefacts: Iterable[str], profile: str) -> list[str]:
-    return [name for name in artefacts if (checkout() / "figures" / name / profile / "runs.jsonl").exists()]
-
-
-def _take_costs(store: Store, folders: Iterable[Path]) -> None:
-    """Costs that were committed beside runs come with them, unless the store has its own."""
+def _take_committed(store: Store, folders: list[Path]) -> int:
+    """Take committed runs into a store, with their costs unless it has its own, and return how many were new."""
+    taken = sum(store.import_lines(file) for folder in folders if (file := folder / "runs.jsonl").exists())
     shapes: dict[str, dict] = {}
     pages = [page for folder in folders if (page := read_costs(folder))]
     for page in pages:
@@ -203,6 +194,7 @@ def _take_costs(store: Store, folders: Iterable[Path]) -> None:
     own = read_costs(store.path)
     if pages and not own:
         write_costs(pages[0] | dict(shapes=shapes), store.path)
+    return taken
 
 # %% ../../nbs/experiments/16_reproduce.ipynb #c2d58d01d
 def _drawn(name: str, given: dict, out: Path, root: Path) -> Path:

@@ -102,7 +102,7 @@ def minutes_a_seed(records: Iterable[dict]) -> float:
     runs = list(records)
     return (sum(run["seconds"] for run in runs) + teacher_seconds(runs)) / len({run["spec"]["seed"] for run in runs}) / 60
 
-
+# %% ../../nbs/experiments/17_results.ipynb #cb895ba2c
 def collect(plans: Iterable[Plan], figures: Path) -> list[Result]:
     """Every claim of some plans with its answers from the committed runs in a folder, in the order of their ids."""
     plans = list(plans)

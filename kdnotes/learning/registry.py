@@ -46,10 +46,8 @@ class Declaration:
     paper: where it was published, or empty.
     role: one of `ROLES`.
     seeded: whether another seed gives another result.
-    reads_source: whether it learns from rows of other domains.
-    several_domains: whether it needs a task with several domains, for their teachers.
-    reads_teacher: whether its result depends on the teacher that it is given.
-    teacher_tokenizer: whether its student must read with the teacher's tokenizer.
+    reads_source, several_domains: whether it learns from rows of other domains, and needs the teachers of several.
+    reads_teacher, teacher_tokenizer: whether its result depends on the teacher, and its student on the teacher's tokenizer.
     version: raised when it computes something else than before, so that no old result is taken for a new one.
 
     Raises

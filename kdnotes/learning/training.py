@@ -249,15 +249,12 @@ def train(
 ) -> list[dict]:  # fmt: skip
     """Minimise an objective on `train` in place, keep the weights that score best on `select`, return the log.
 
-    Under `accelerate launch` the processes share each batch, and the first writes the checkpoints.
-
     Parameters
     ----------
     train, select: encoded rows (`kdnotes.models.rows.encode`); `select` may be None, then the last weights are kept.
     objective: `(model, batch) -> loss`; plain cross-entropy if None.
-    metric: what is scored on `select`, a name of `kdnotes.core.metrics`.
     steps: of the optimiser, each with a batch of `batch_size` rows.
-    looks: how many times in all `select` is scored, the last step among them.
+    metric, looks: what is scored on `select`, a name of `kdnotes.core.metrics`, and how often in all, the last step among them.
     patience: stop after this many looks without a better score; never if None.
     bf16: bfloat16 autocast; faster on processors that have it, worth it from a width of about 256.
     folder: where checkpoints live; a killed run resumes from them to the same weights. Nothing is written if None.
