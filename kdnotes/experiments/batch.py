@@ -154,8 +154,8 @@ def to_log(file: Path) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
     logging.captureWarnings(True)
     root = logging.getLogger()
-    if not any(isinstance(handler, logging.FileHandler) for handler in root.handlers):
-        handler = logging.FileHandler(file)
+    if str(file.resolve()) not in {getattr(handler, "baseFilename", "") for handler in root.handlers}:
+        handler = logging.FileHandler(file.resolve())
         handler.setFormatter(logging.Formatter("%(asctime)s %(process)d %(name)s: %(message)s"))
         root.handlers = [handler]
     datasets.disable_progress_bars()
