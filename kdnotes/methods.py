@@ -202,13 +202,12 @@ def distill(
     teacher: a fine-tuned Hugging Face encoder, a hub id or a folder.
     train, select, report: rows to learn from, to make every choice on, and for the card (`select` if None).
     method, settings: a name of `METHODS` and the method's own settings, see `METHODS[method].settings`.
-    card: measure the student and hang a `Card` on it as `.card`.
+    card, cache: hang a `Card` on the student as `.card`; where what several students share is kept, such as augmented rows.
     text, label, labels, kind: the columns, see `kdnotes.data.columns.read_columns`.
     tokenizer, encoder: the teacher's own if None; students take their first weights from the encoder, a model or its name.
     epochs, steps: passes over `train`, or steps of `batch_size` rows, which count if they are not 0.
     metric, seed, lr, batch_size, looks, patience, bf16, folder, progress: see `kdnotes.learning.training.train`.
     source, domain, target: labelled rows of other domains, their column that names it, and the name of that of `train`.
-    cache: where what several students share is kept, such as augmented rows.
 
     Raises
     ------

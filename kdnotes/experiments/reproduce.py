@@ -153,9 +153,8 @@ def reproduce(
     only: names of those to compute; all if None.
     seeds: how many; the profile's if None.
     resume: continue the store in `out` and use the committed runs, instead of starting from an empty one.
-    progress: bars while training.
     jobs: runs side by side; if 0, as many as the machine has cores for.
-    dry_run: only say what would be computed.
+    progress, dry_run: show bars while training; only say what would be computed.
     overrides: entries of the profile.
 
     Raises

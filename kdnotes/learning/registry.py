@@ -45,10 +45,9 @@ class Declaration:
     family: one of `FAMILIES`; gives the colour.
     paper: where it was published, or empty.
     role: one of `ROLES`.
-    seeded: whether another seed gives another result.
     reads_source, several_domains: whether it learns from rows of other domains, and needs the teachers of several.
     reads_teacher, teacher_tokenizer: whether its result depends on the teacher, and its student on the teacher's tokenizer.
-    version: raised when it computes something else than before, so that no old result is taken for a new one.
+    seeded, version: whether another seed gives another result; raised when it computes something else than before.
 
     Raises
     ------

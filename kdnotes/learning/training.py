@@ -253,9 +253,8 @@ def train(
     ----------
     train, select: encoded rows (`kdnotes.models.rows.encode`); `select` may be None, then the last weights are kept.
     objective: `(model, batch) -> loss`; plain cross-entropy if None.
-    steps: of the optimiser, each with a batch of `batch_size` rows.
     metric, looks: what is scored on `select`, a name of `kdnotes.core.metrics`, and how often in all, the last step among them.
-    patience: stop after this many looks without a better score; never if None.
+    steps, patience: of the optimiser, `batch_size` rows each; looks without a better score after which it stops, never if None.
     bf16: bfloat16 autocast; faster on processors that have it, worth it from a width of about 256.
     folder: where checkpoints live; a killed run resumes from them to the same weights. Nothing is written if None.
 
