@@ -40,7 +40,7 @@ PROFILES = {
     "world": Profile(
         source="world", encoder="world", seeds=1, max_length=32, long_length=48, bf16=False,
         rows=1000, source_rows=0, batch_size=32, steps=320, looks=5, lr=7e-4, layers=2, width=64, heads=4, threads=1,
-        teacher_rows=5000, teacher_batch=32, teacher_steps=3000, teacher_looks=4, teacher_lr=7e-4,
+        teacher_rows=5000, teacher_batch=32, teacher_steps=3000, teacher_looks=4, teacher_lr=4e-4,
     ),
     "laptop": Profile(
         source="local", encoder="minilm", seeds=3, max_length=64, long_length=96, bf16=True,
