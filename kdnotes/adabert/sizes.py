@@ -10,7 +10,7 @@ import json
 
 # %% ../../nbs/adabert/08_sizes.ipynb #c135645c9
 SEARCH = {  # by profile; the others take the method's own
-    "world": dict(search_steps=800, search_batch=64, channels=32, max_depth=4),
+    "world": dict(search_steps=500, search_batch=64, channels=32, max_depth=4),
     "laptop": dict(search_batch=64),
 }
 

@@ -81,7 +81,7 @@ def rounds(specs: list[dict], store: Store) -> list[list[Piece]]:
 
 # %% ../../nbs/experiments/06_batch.ipynb #c6c2fa653
 def known_seconds(records: Iterable[dict]) -> dict[tuple, float]:
-    """The median seconds of finished runs and of teachers, by what they are and where."""
+    """The mean seconds of finished runs and of teachers, by what they are and where."""
     found = defaultdict(list)
     for record in records:
         spec = record["spec"]
@@ -90,7 +90,7 @@ def known_seconds(records: Iterable[dict]) -> dict[tuple, float]:
         if record.get("teacher_seconds"):
             for key in _keys(Piece("fine-tuning", spec)):
                 found[key].append(record["teacher_seconds"])
-    return {key: statistics.median(seconds) for key, seconds in found.items()}
+    return {key: statistics.fmean(seconds) for key, seconds in found.items()}
 
 
 def _keys(piece: Piece) -> list[tuple]:
@@ -115,27 +115,37 @@ class Pace:
     """
 
     TRUST = 30.0  # seconds of work for which this machine counts as fast as the one that made the committed runs
+    USUAL = {"pre-training": 60.0, "fine-tuning": 10.0, "run": 10.0}  # seconds of what nobody has timed
 
     def __init__(self, pieces: Iterable[Piece], known: Mapping[tuple, float], side_by_side: int) -> None:
         self.known, self.side_by_side = known, side_by_side
-        self.expected = {id(piece): self._expect(piece) for piece in pieces}
-        self.left, self.took, self.should = sum(self.expected.values()), self.TRUST, self.TRUST
-
-    def _expect(self, piece: Piece) -> float:
-        usual = statistics.median(self.known.values()) if self.known else 10.0
-        return next(
-            (self.known[key] for key in _keys(piece) if key in self.known), 60.0 if piece.what == "pre-training" else usual
-        )
+        self.left = {id(piece): piece for piece in pieces}
+        self.here: dict[tuple, list[float]] = defaultdict(list)
+        self.took = self.should = self.TRUST
 
     def finished(self, piece: Piece, seconds: float) -> None:
         """Learn from a finished piece."""
-        self.left -= self.expected[id(piece)]
-        self.took, self.should = self.took + seconds, self.should + self.expected[id(piece)]
+        del self.left[id(piece)]
+        precise, *_ = keys = _keys(piece)
+        if precise in self.known:
+            self.took, self.should = self.took + seconds, self.should + self.known[precise]
+        for key in keys:
+            self.here[key].append(seconds)
+
+    def _expect(self, piece: Piece) -> float:
+        """Seconds on this machine, from what is most alike; at equal likeness, from what was made here."""
+        slower = self.took / self.should
+        for key in _keys(piece):
+            if key in self.here:
+                return statistics.fmean(self.here[key])
+            if key in self.known:
+                return slower * self.known[key]
+        return slower * self.USUAL[piece.what]
 
     @property
     def seconds_left(self) -> float:
         """Of the clock on the wall."""
-        return max(self.left, 0.0) * self.took / self.should / self.side_by_side
+        return sum(map(self._expect, self.left.values())) / self.side_by_side
 
 
 def clock(seconds: float) -> str:
@@ -190,6 +200,8 @@ def _made(pieces: list[Piece], store: Store, jobs: int, progress: bool) -> Itera
         return
     from joblib import Parallel, parallel_config
 
+    part = -(-len(pieces) // jobs)  # neighbours share searches and teachers: who walks through a part of its own waits for none
+    pieces = [piece for k in range(part) for piece in pieces[k::part]]
     threads = max(piece.spec["threads"] for piece in pieces)
     with parallel_config("loky", n_jobs=jobs, inner_max_num_threads=threads):
         together = Parallel(return_as="generator_unordered", batch_size=1, pre_dispatch=jobs)

@@ -28,7 +28,7 @@ def targets(source: str) -> dict[str, tuple[str, tuple[str, ...]]]:
 
 # %% ../../nbs/l2a/11_sizes.ipynb #cb51d668f
 SIZES = {  # entries of a profile
-    "world": dict(rows=100_000, batch_size=64, steps=300, looks=6, lr=3e-3,
+    "world": dict(rows=100_000, batch_size=32, steps=300, looks=6, lr=3e-3,
                   teacher_rows=100_000, teacher_batch=16, teacher_steps=100, teacher_lr=1e-3),
     "laptop": dict(bf16=False, batch_size=16, steps=100, looks=6, lr=2e-4, long_length=48, teacher_batch=16, teacher_steps=60),
 }  # fmt: skip
