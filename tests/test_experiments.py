@@ -46,13 +46,46 @@ def begun(tmp_path_factory):
 SETTINGS = {"bilstm_soft": {"hidden_size": 8, "inner": 8, "lstm_steps": 4}, "ladder": {"base": "kd"}, **tiny.SMALL_SEARCH}
 
 
+@pytest.fixture
+def sealed(monkeypatch):
+    """A report split of which any row breaks a run, until `distill` has returned; what it holds says whether it has."""
+    finished, real_load, real_distill = [], experiments._load, experiments.distill
+
+    class Sealed:
+        def __init__(self, data):
+            self.data = data
+
+        def __getattr__(self, name):
+            assert finished, f"touched report.{name} before the student was finished"
+            return getattr(self.data, name)
+
+        def __len__(self):
+            assert finished
+            return len(self.data)
+
+    def sealed_load(*args):
+        finished.clear()
+        data = dict(real_load(*args))
+        return data | {"report": Sealed(data["report"])}
+
+    def distill(*args, **kwargs):
+        assert "report" not in kwargs
+        student = real_distill(*args, **kwargs)
+        finished.append(True)
+        return student
+
+    monkeypatch.setattr(experiments, "_load", sealed_load)
+    monkeypatch.setattr(experiments, "distill", distill)
+    return finished
+
+
 @pytest.mark.parametrize("method", sorted(METHODS))
-def test_same_spec_same_result_in_another_store(method, store, begun, tmp_path):
+def test_same_spec_same_result_in_another_store_and_report_sealed(method, store, begun, tmp_path, sealed):
     """Whatever the stores have kept of other runs."""
     settings = SETTINGS.get(method, {})
     shutil.copytree(begun, tmp_path, dirs_exist_ok=True)
     first, second = (tiny.run(folder, method, **settings) for folder in (store, tmp_path))
-    assert same(first, second) and first["key"] == second["key"]
+    assert sealed and same(first, second) and first["key"] == second["key"]
     assert (unpack(first["predictions"]) == unpack(first["labels"])).mean() == first["metrics"]["accuracy"]
 
 
@@ -144,41 +177,6 @@ def test_a_plan_has_no_row_twice(name):
     for profile in PROFILES:
         rows = [(run.method, run.task, run.domain, run.setting) for run in PLANS[name].listed(profile)]
         assert len(set(rows)) == len(rows)
-
-
-@pytest.mark.parametrize("method", sorted(METHODS))
-def test_report_is_not_read_before_the_student_is_finished(method, store, monkeypatch):
-    """A report split of which any row breaks the run, until `distill` has returned."""
-    finished = []
-
-    class Sealed:
-        def __init__(self, data):
-            self.data = data
-
-        def __getattr__(self, name):
-            assert finished, f"{method} touched report.{name} before its student was finished"
-            return getattr(self.data, name)
-
-        def __len__(self):
-            assert finished
-            return len(self.data)
-
-    real_load, real_distill = experiments._load, experiments.distill
-
-    def sealed_load(*args):
-        data = dict(real_load(*args))
-        return data | {"report": Sealed(data["report"])}
-
-    def distill(*args, **kwargs):
-        assert "report" not in kwargs
-        student = real_distill(*args, **kwargs)
-        finished.append(True)
-        return student
-
-    monkeypatch.setattr(experiments, "_load", sealed_load)
-    monkeypatch.setattr(experiments, "distill", distill)
-    tiny.run(store, method, seed=0, rows=100, **SETTINGS.get(method, {}))
-    assert finished
 
 
 def test_an_interrupted_batch_keeps_what_is_finished(store, monkeypatch):

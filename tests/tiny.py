@@ -17,5 +17,5 @@ def run(folder, method="kd", task="sst2", seed=0, **changes):
 
 
 L2A = ("l2a", "teacher_l2a", "l2a_no_critic", "l2a_no_selector", "l2a_fixed_generator", "l2a_no_source", "l2a_no_generator")
-SCARCE = dict(rounds=1, groups=2, group_rows=4, refine=1, learn=1, read=2, extra=8, layers=1)
+SCARCE = dict(warm=2, rounds=1, groups=2, group_rows=4, refine=1, learn=1, read=2, extra=8, layers=1)
 SMALL_SEARCH |= {name: SCARCE for name in L2A}

@@ -98,6 +98,8 @@ class ObjectiveTrainer(Trainer):
     def __init__(self, *args, objective: Callable, metric: Callable | None, **kwargs) -> None:
         super().__init__(*args, **kwargs)
         self.objective, self.metric = objective, metric
+        # Trainer would collect the garbage of the whole process first, which takes longer than many a training here
+        self.accelerator.free_memory = lambda *_: []
 
     def compute_loss(self, model: torch.nn.Module, inputs: dict, return_outputs: bool = False, num_items_in_batch: Any = None
                      ) -> torch.Tensor:  # fmt: skip
