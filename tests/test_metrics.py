@@ -189,7 +189,19 @@ def test_every_metric_is_in_its_range():
         ids = flatten(rng.integers(5, size=(30, 4))), flatten(rng.integers(5, size=(30, 4)))
         if name != "entity_f1":
             ids = tuple(x[x != -100] for x in ids)
-        assert -1 <= score(name, *ids, TAGS) <= 1
+        names = ["oos", *TAGS[1:]] if "scope" in name else TAGS
+        assert -1 <= score(name, *ids, names) <= 1
+
+
+@given(st.integers(0, 10_000))
+def test_in_and_out_of_scope_are_accuracies_of_parts(number):
+    rng, names = np.random.default_rng(number), ["pay", "oos", "call"]
+    labels, said = rng.integers(3, size=(2, 40))
+    labels[:2] = 0, 1
+    right, outside = labels == said, labels == 1
+    assert score("in_scope_accuracy", labels, said, names) == pytest.approx(right[~outside].mean())
+    assert score("out_of_scope_recall", labels, said, names) == pytest.approx(right[outside].mean())
+    assert np.isnan(score("out_of_scope_recall", [0, 2], [0, 0], names)), "there are none"
 
 
 def test_import_is_light():

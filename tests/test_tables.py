@@ -21,6 +21,7 @@ from kdnotes.experiments.tables import (
     compare,
     headline_rows,
     mean_rows,
+    panels,
     read_table,
     same_table,
     table,
@@ -112,6 +113,22 @@ def test_a_setting_of_several_parts_is_held_against_the_first_of_them():
         for about in (("kd", "alpha", "", "n=64, flat sources"), ("undistilled", "alpha", "", "n=64"))
     )
     assert pick(frame, "kd", "alpha", "", "n=64, flat sources", "accuracy").delta == pytest.approx(mine - few, abs=1e-5)
+
+
+def test_a_second_report_split_has_rows_of_its_own_held_against_each_other():
+    found = [run(method, "alpha", 0.7) for method in ("kd", "undistilled", "teacher", "majority")]
+    for one, skill in zip(found, (0.9, 0.6, 0.95, 0.5)):
+        more = run(one["spec"]["method"], "alpha", skill, n=70)
+        one["report2"] = {name: more[name] for name in ("n_report", "predictions", "labels")}
+    frame = table(found, "fig02", "world", TASKS[:1])
+    mine, theirs = (pick(frame, method, "alpha", "", "report2", "accuracy") for method in ("kd", "undistilled"))
+    assert mine.n_report == 70 and pick(frame, "kd", "alpha", "", "", "accuracy").n_report == 120
+    assert mine.delta == pytest.approx(mine.value - theirs.value, abs=1e-5) and mine.delta > 0.1
+    share = pick(frame, "kd", "alpha", "", "report2", "kept").value
+    assert share == pytest.approx(mine.value / pick(frame, "teacher", "alpha", "", "report2", "accuracy").value, abs=1e-5)
+    assert "report2" in table_markdown(frame)
+    drawn = [headline_rows(frame), *panels(frame).values()]
+    assert not any((rows.setting == "report2").any() for rows in drawn), "figures show the first split"
 
 
 def test_settings_fall_back_to_the_plain_baseline_and_sort_by_number():

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from kdnotes.data import sources
 from kdnotes.data.loading import as_dataset, folder_task, load_task
 from kdnotes.data.sources import data_sha256, parquet_files
-from kdnotes.data.splits import deal, stratified_order
+from kdnotes.data.splits import deal, phrase_groups, stratified_order, withhold
 from kdnotes.data.tasks import TASKS, Task, register_task, task
 
 datasets.disable_progress_bars()
@@ -88,6 +88,47 @@ def test_deal_is_disjoint_and_nested(rows, seed):
 def test_deal_has_only_the_rows_it_has(asked):
     with pytest.raises(ValueError, match="to select on: there are only 100"):
         deal([0, 1] * 50, **asked)
+
+
+def within(phrase, text):
+    return f" {phrase} " in f" {text} "
+
+
+def phrases(rng, sentences=60):
+    """Sentences of few words, and phrases of them."""
+    rows = []
+    for _ in range(sentences):
+        words = [f"w{i}" for i in rng.integers(30, size=rng.integers(5, 12))]
+        rows.append(" ".join(words))
+        for start, size in zip(rng.integers(0, 4, size=4), rng.integers(1, 7, size=4)):
+            rows.append(" ".join(words[start : start + size]))
+    return rows
+
+
+@given(st.integers(0, 10_000))
+@settings(deadline=None, max_examples=25)
+def test_rows_that_share_a_long_phrase_are_dealt_out_together(seed):
+    rng = np.random.default_rng(seed)
+    texts = phrases(rng)
+    groups = phrase_groups(texts)
+    wholes = {text for text in texts if not any(within(text, other) for other in set(texts) - {text})}
+    assert groups.whole.tolist() == [text in wholes for text in texts]
+    left, second = withhold(groups, 10)
+    assert set(second) <= set(np.flatnonzero(groups.whole)) and not set(second) & set(left)
+    labels = rng.integers(2, size=len(left)).tolist()
+    train, select = deal(labels, n_select=30, groups=groups.of[left])
+    for held in (second, left[select]):
+        for text in np.take(texts, left[train]):
+            if len(text.split()) >= 4:
+                assert not any(within(text, texts[i]) for i in held)
+    assert len(select) == 30 and not any(within(texts[i], text) for i in left[select] for text in np.take(texts, left[train]))
+
+
+def test_too_few_groups_are_named():
+    with pytest.raises(ValueError, match="3 groups to withhold: there are only 2"):
+        withhold(phrase_groups(["a b c d", "e f g h"]), 3)
+    with pytest.raises(ValueError, match="2 rows to select on: there are only 0 in groups that can be held out whole"):
+        deal([0, 1] * 4, n_select=2, groups=np.zeros(8, int))
 
 
 def test_order_of_a_small_stratum_is_fair():
@@ -375,7 +416,7 @@ def test_unlabelled_test_split_is_not_reported_on(monkeypatch):
     this = task("sst2")
     hub(monkeypatch, {"train": raw(this, [0, 1, -1] * 10), "test": raw(this, [-1] * 9), "validation": raw(this, [0, 1, -1])})
     data = load_task("sst2", "hub")
-    assert len(data["report"]) == 2 and len(data["train"]) + len(data["select"]) == 20
+    assert len(data["report"]) == 2 and sum(len(data[split]) for split in ("train", "select", "report2")) == 20
 
 
 def test_mnli_reports_on_matched(monkeypatch):
@@ -493,9 +534,10 @@ REAL = {  # train rows, report rows, train rows of each label where few
 def test_real(name):
     this, (n_train, n_report, counts) = task(name), REAL[name]
     data = load_task(name, "local")
-    assert len(data["train"]) + len(data["select"]) == n_train and len(data["report"]) == n_report
-    assert len(data["select"]) == min(1000, n_train // 10)
-    if this.kind != "tokens":
+    assert len(data["report"]) == n_report and len(data["select"]) == min(1000, n_train // 10)
+    if not this.phrases:  # where some are, groups of them are put aside
+        assert len(data["train"]) + len(data["select"]) == n_train
+    if this.kind != "tokens" and not this.phrases:
         labels = [*data["train"][this.label], *data["select"][this.label]]
         assert set(labels) == set(range(len(this.labels)))
         assert counts is None or np.bincount(labels).tolist() == counts
@@ -513,6 +555,17 @@ def test_real_label_ids():
     news = load_task("conll2003", "local")
     german = next(row for split in ("train", "select") for row in news[split] if row["tokens"][:2] == ["EU", "rejects"])
     assert [task("conll2003").labels[tag] for tag in german["ner_tags"][:3]] == ["B-ORG", "O", "B-MISC"]
+
+
+@pytest.mark.data
+def test_real_phrases_are_dealt_out_by_group():
+    data = load_task("sst2", "local")
+    train = "|".join(f" {text.strip()} " for text in data["train"]["sentence"][:])
+    inside = [f" {text.strip()} " in train for text in data["select"]["sentence"][:]]
+    assert np.mean(inside) < 0.01, "by row it would be .876"
+    second = data["report2"]["sentence"][:]
+    assert len(second) >= 600 and not any(f" {text.strip()} " in train for text in second) and len(data["report"]) == 872
+    assert load_task("sst2", "local", seed=1)["report2"]["sentence"][:] == second
 
 
 @pytest.mark.data

@@ -206,7 +206,8 @@ def data_sha256(name: str | Task, source: str = "world", data_dir: str | os.Path
 @lru_cache(maxsize=64)
 def _rows_sha256(this: Task, source: str, data_dir: str | os.PathLike | None, stamps: tuple) -> str:
     """The digest itself; files are read again when their size or time has changed."""
-    digest = hashlib.sha256(repr((this.kind, this.columns, this.labels)).encode())
+    dealt = ["phrases"] if this.phrases and source != "world" else []  # to splits by group
+    digest = hashlib.sha256(repr((this.kind, this.columns, this.labels, *dealt)).encode())
     for split, columns in sorted(read_source(this, source, data_dir).items()):
         digest.update(json.dumps([split, columns], sort_keys=True).encode())
     return digest.hexdigest()

@@ -13,7 +13,7 @@ from typing import Any
 
 # %% ../../nbs/data/01_tasks.ipynb #ca983f62b
 KINDS = {"single": 1, "pair": 2, "tokens": 1}  # how many text columns each kind has
-METRICS = ("accuracy", "f1", "mcc", "macro_f1", "entity_f1")
+METRICS = ("accuracy", "f1", "mcc", "macro_f1", "entity_f1", "in_scope_accuracy", "out_of_scope_recall")
 
 
 def unknown(what: str, value: Any, options: Iterable[str]) -> str:
@@ -51,6 +51,7 @@ class Task:
     long: bool = False  # whether its texts are long
     labels_as: Mapping[str, tuple[int, ...]] = field(default_factory=dict, hash=False)  # other task -> its id for each of ours
     control: str = ""  # the task with the same texts and random labels, if there is one
+    phrases: bool = False  # whether its training rows, but those of a world, are sentences and phrases of them
 
     def __post_init__(self) -> None:
         _check(self)
@@ -109,7 +110,7 @@ _ENTAILMENT = dict(kind="pair", labels=("entailment", "not_entailment"), hub_id=
 
 for _task in (
     Task("sst2", "single", ("sentence",), "label", ("negative", "positive"),
-         hub_id="nyu-mll/glue", hub_config="sst2", world="sentiment", world_domains=("dvd",)),
+         hub_id="nyu-mll/glue", hub_config="sst2", world="sentiment", world_domains=("dvd",), phrases=True),
     Task("imdb", "single", ("text",), "label", ("neg", "pos"),
          hub_id="stanfordnlp/imdb", world="sentiment", world_domains=("dvd",)),
     Task("amazon", "single", ("text",), "label", ("negative", "positive"),
@@ -178,7 +179,8 @@ ingredient_substitution calories current_location international_fees calculator 
 min_payment change_user_name restaurant_suggestion travel_notification cancel pto_used travel_suggestion change_volume"""
 # fmt: off
 _task = register_task(
-    Task("clinc150", "single", ("text",), "intent", tuple(_CLINC150.split()), metrics=("accuracy", "macro_f1"),
+    Task("clinc150", "single", ("text",), "intent", tuple(_CLINC150.split()),
+         metrics=("accuracy", "macro_f1", "in_scope_accuracy", "out_of_scope_recall"),
          hub_id="clinc/clinc_oos", hub_config="plus", world="intents150"))
 # fmt: on
 

@@ -232,16 +232,21 @@ def make(
 
 # %% ../../nbs/experiments/04_runs.ipynb #c7c9d380f
 def report(spec: dict, student: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> dict:
-    """What a record holds of a finished student: scores, predictions and labels of the report rows."""
+    """What a record holds of a finished student: scores, predictions and labels of the report rows, and of `report2`."""
     this, data, method = task(spec["task"]), load(spec), find_method(spec["method"])
     n_train = spec["teacher_rows"] if method.role == "teacher" else spec["rows"]
-    rows = encode(data["report"], tokenizer, this.text, this.label, spec["max_length"], this.kind)
-    gold, said = gold_labels(rows), predicted_labels(predict(student, rows, tokenizer))
     packer: Callable[[Any], str] = pack_sequences if this.kind == "tokens" else pack
+
+    def answers(split: str) -> tuple[dict, Any, Any]:
+        rows = encode(data[split], tokenizer, this.text, this.label, spec["max_length"], this.kind)
+        gold, said = gold_labels(rows), predicted_labels(predict(student, rows, tokenizer))
+        return dict(n_report=len(rows), predictions=packer(said), labels=packer(gold)), gold, said
+
+    first, gold, said = answers("report")
     return dict(
         device=spec["device"], metrics={metric: score(metric, gold, said, this.labels) for metric in this.metrics},
-        n_train=min(n_train, len(data["train"])), n_report=len(rows), predictions=packer(said), labels=packer(gold),
-        note="", details=getattr(student, "details", {}),
+        n_train=min(n_train, len(data["train"])), note="", details=getattr(student, "details", {}),
+        **first, **({"report2": answers("report2")[0]} if "report2" in data else {}),
     )  # fmt: skip
 
 
