@@ -58,7 +58,8 @@ def teachers():
 
 
 SMALL = {
-    "bilstm_soft": {"hidden_size": 8, "inner": 8, "lstm_steps": 2}, "pkd": {"layers": 2}, "albert": {"embedding": 8},
+    "bilstm_soft": {"hidden_size": 8, "inner": 8, "lstm_steps": 2}, "static_embeddings": {"embedding_size": 8, "inner": 8},
+    "pkd": {"layers": 2}, "albert": {"embedding": 8},
     "tinybert": {"layers": 1, "first_steps": 2}, "ladder": {"layers": 1, "base": "kd"}, **SMALL_SEARCH,
 }  # fmt: skip
 
