@@ -159,10 +159,7 @@ def load_task(
     domains: str | Iterable[str] | None = None,
     seed: int = 0,
 ) -> "DatasetDict":
-    """Load a task as a `DatasetDict` with `train`, `select` and `report`, original column names, and label ids.
-
-    Where training rows are phrases of each other, they are dealt out by group, and whole sentences of groups that are in
-    neither `train` nor `select` are there as `report2`.
+    """Load a task as a `DatasetDict` with `train`, `select`, `report`, and for a task of phrases `report2`.
 
     Parameters
     ----------

@@ -147,7 +147,7 @@ class Pace:
         """Of the clock on the wall."""
         return sum(map(self._expect, self.left.values())) / self.side_by_side
 
-
+# %% ../../nbs/experiments/06_batch.ipynb #c1a6710c1
 def clock(seconds: float) -> str:
     """Seconds as people say them: `45 s`, `12 min`, `1 h 05`."""
     if seconds < 90:

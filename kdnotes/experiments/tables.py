@@ -50,7 +50,7 @@ class Group(NamedTuple):
     labels: np.ndarray  # (examples,), or flat token labels
     predictions: np.ndarray  # (seeds, examples)
 
-
+# %% ../../nbs/experiments/07_tables.ipynb #c5ec0nd01
 SECOND = "report2"  # the second split to report on, where a task has one, and the setting of its rows
 
 
@@ -61,7 +61,7 @@ def _of_each_split(record: dict) -> list[dict]:
     setting = named((record["spec"].get("setting", ""), SECOND), ", ")
     return [record, record | record[SECOND] | dict(spec=record["spec"] | dict(setting=setting), details={})]
 
-
+# %% ../../nbs/experiments/07_tables.ipynb #c5ec0nd02
 def group(records: Iterable[dict]) -> dict[Key, Group]:
     """Gather run records by method, task, domain and setting, seeds in order; `report2` is a setting.
 
