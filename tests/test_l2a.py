@@ -507,8 +507,8 @@ def test_teachers_of_many_rows_train_longer_unless_told_otherwise():
         return {spec["setting"]: [*(spec[name] for name in names), spec["settings"].get("refine_lr")] for spec in specs}
 
     assert shown()["n=16"] == shown()["n=64"] == [100, 1e-3, 1e-3] and shown()["n=256"] == [300, 1e-3, 1e-3]
-    assert shown()[""] == [500, 4e-4, 4e-4]
-    assert shown(teacher_lr=2e-4)[""] == [500, 2e-4, 4e-4]
+    assert shown()["n=1024"] == shown()[""] == [500, 4e-4, 4e-4]
+    assert shown(teacher_lr=2e-4)["n=1024"] == [500, 2e-4, 4e-4]
 
 
 @pytest.mark.parametrize("method", ["l2a", "kd_source_mix"])  # each method with a sealed report: test_experiments.py

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .sources import REPORT_SPLITS, read_local, read_source
-from .splits import deal, phrase_groups, stratified_order, withhold
+from .splits import REPORT2, deal, phrase_groups, stratified_order, withhold
 from .tasks import Task, task, unknown
 
 if TYPE_CHECKING:
@@ -139,7 +139,7 @@ def _dealt(task: Task, train: "Dataset", report: "Dataset", n_report: int | None
     if phrases:
         found = phrase_groups(train[task.text[0]][:])
         left, second = withhold(found, min(WITHHELD, found.of.max() // 10))
-        groups, more = found.of[left], {"report2": train.select(second)} if len(second) else {}
+        groups, more = found.of[left], {REPORT2: train.select(second)} if len(second) else {}
         train = train.select(left)
     rows, chosen = deal(*strata(train), groups=groups, **asked)
     reported = stratified_order(*strata(report))[:n_report]

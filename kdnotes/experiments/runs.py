@@ -26,6 +26,7 @@ from ..core.metrics import score
 from ..core.records import address, pack, pack_sequences
 from ..core.store import Store, refuse_several
 from ..data.loading import load_task
+from ..data.splits import REPORT2
 from ..data.tasks import Task, common_labels, task
 from .specs import TEACHER_ENTRIES, TEACHER_VERSION, make_spec
 from .specs import overrides as overrides_of
@@ -246,7 +247,7 @@ def report(spec: dict, student: PreTrainedModel, tokenizer: PreTrainedTokenizerB
     return dict(
         device=spec["device"], metrics={metric: score(metric, gold, said, this.labels) for metric in this.metrics},
         n_train=min(n_train, len(data["train"])), note="", details=getattr(student, "details", {}),
-        **first, **({"report2": answers("report2")[0]} if "report2" in data else {}),
+        **first, **({REPORT2: answers(REPORT2)[0]} if REPORT2 in data else {}),
     )  # fmt: skip
 
 
