@@ -16,7 +16,7 @@ from kdnotes.data.grammar import Grammar, expand
 from kdnotes.data.worlds import KINDS, LEXICONS, World, content_hash, plain_text, vocabulary, world
 
 # A change of this number is a change of every published result: bump VERSION and run everything again.
-FROZEN = (1, "d8919f09ab6c00c838230617de807229f96b704c3841924f1c4efd6d63064c5b")
+FROZEN = (2, "bb492fd4fa9a84749c7bae7e15d6f4f2ae6e6df34eb25a5bab269381ce292e5f")
 
 each_kind = pytest.mark.parametrize("kind", KINDS)
 REVIEWS = [kind for kind in KINDS if KINDS[kind].domains == LEXICONS]
