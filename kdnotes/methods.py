@@ -191,9 +191,9 @@ def distill(
     report: "Dataset | None" = None, text: str | tuple[str, ...] | None = None, label: str = "label",
     labels: tuple[str, ...] | None = None, kind: str | None = None, tokenizer: PreTrainedTokenizerBase | None = None,
     encoder: PreTrainedModel | str | Path | None = None, max_length: int = 64, metric: str = "accuracy", seed: int = 0,
-    epochs: float = 4, steps: int = 0, lr: float = 5e-5, batch_size: int = 32, looks: int = 5, patience: int | None = None,
-    bf16: bool = False, folder: Path | None = None, progress: bool = False, source: "Dataset | None" = None,
-    domain: str = "domain", target: str = "target", cache: Store | None = None, **settings: Any,
+    epochs: float = 4, steps: int = 0, lr: float = 5e-5, head_lr: float = 0.0, batch_size: int = 32, looks: int = 5,
+    patience: int | None = None, bf16: bool = False, folder: Path | None = None, progress: bool = False,
+    source: "Dataset | None" = None, domain: str = "domain", target: str = "target", cache: Store | None = None, **settings: Any,
 ) -> PreTrainedModel:  # fmt: skip
     """Make a small model from a teacher by any method that is registered.
 
@@ -206,7 +206,7 @@ def distill(
     text, label, labels, kind: the columns, see `kdnotes.data.columns.read_columns`.
     tokenizer, encoder: the teacher's own if None; students take their first weights from the encoder, a model or its name.
     epochs, steps: passes over `train`, or steps of `batch_size` rows, which count if they are not 0.
-    metric, seed, lr, batch_size, looks, patience, bf16, folder, progress: see `kdnotes.learning.training.train`.
+    metric, seed, lr, head_lr, batch_size, looks, patience, bf16, folder, progress: see `kdnotes.learning.training.train`.
     source, domain, target: labelled rows of other domains, their column that names it, and the name of that of `train`.
 
     Raises
@@ -215,9 +215,9 @@ def distill(
         An unknown method or setting, data that cannot be read, or a teacher for other labels: before any work.
     """
     settings = check_settings(chosen := find_method(method), settings)
-    check_training(folder, epochs=epochs, batch_size=batch_size, lr=lr, looks=looks, max_length=max_length)
-    training = dict[str, Any](steps=steps or steps_of(epochs, len(train), batch_size), lr=lr, batch_size=batch_size, looks=looks)
-    training |= dict(patience=patience, seed=seed, bf16=bf16, progress=progress)
+    check_training(folder, epochs=epochs, batch_size=batch_size, lr=lr, head_lr=head_lr or lr, looks=looks, max_length=max_length)
+    training = dict[str, Any](steps=steps or steps_of(epochs, len(train), batch_size), batch_size=batch_size, looks=looks)
+    training |= dict(lr=lr, head_lr=head_lr, patience=patience, seed=seed, bf16=bf16, progress=progress)
     check_rows(columns := read_columns(train, text, label, labels, kind), select=select, report=report)
     models, given = (teacher, encoder, tokenizer), dict[str, Any](metric=metric, training=training, folder=folder, cache=cache)
     problem = _problem(*models, train, select, columns, max_length, (source, domain, target), given)

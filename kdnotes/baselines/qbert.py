@@ -165,7 +165,7 @@ def fit_qbert(
     bits = choose_bits(student, problem, low, high)
     hooks = round_while_training(student, bits, groups)
     lr = tune_lr or problem.training.get("lr", 5e-5) / 2
-    problem.fit(student, steps=tune_steps, lr=lr)
+    problem.fit(student, steps=tune_steps, lr=lr, head_lr=lr)
     return packed_model(as_floats(student, bits, hooks), bits, groups, problem.kind)
 
 # %% ../../nbs/baselines/10_qbert.ipynb #ceec18834

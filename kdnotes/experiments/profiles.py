@@ -21,17 +21,20 @@ class Profile:
     max_length: int  # tokens
     long_length: int  # tokens, for tasks with long texts (Amazon, RTE)
     batch_size: int
-    steps: int  # of a student's optimiser
+    steps: int  # of a student's optimiser; at least 8 for every label unless a plan or a user says otherwise
     looks: int  # how often `select` is scored in all
     lr: float
+    head_lr: float  # of heads and of maps that only serve the training; `lr` if 0
     teacher_rows: int  # a teacher is fine-tuned on at most so many
     teacher_batch: int
     teacher_steps: int  # at least 8 for every label
     teacher_looks: int
     teacher_lr: float
+    teacher_head_lr: float
     layers: int  # of the transformer student
     width: int
     heads: int
+    init: str  # which of the encoder's layers it starts from
     bf16: bool
     threads: int  # of one run; as many run side by side as the machine has cores for
 
@@ -39,18 +42,21 @@ class Profile:
 PROFILES = {
     "world": Profile(
         source="world", encoder="world", seeds=1, max_length=32, long_length=48, bf16=False,
-        rows=1000, source_rows=0, batch_size=32, steps=320, looks=5, lr=7e-4, layers=2, width=64, heads=4, threads=1,
-        teacher_rows=5000, teacher_batch=32, teacher_steps=3000, teacher_looks=4, teacher_lr=4e-4,
+        rows=1000, source_rows=0, batch_size=32, steps=320, looks=5, lr=7e-4, head_lr=0.0, threads=1,
+        teacher_rows=5000, teacher_batch=32, teacher_steps=3000, teacher_looks=4, teacher_lr=4e-4, teacher_head_lr=0.0,
+        layers=2, width=64, heads=4, init="layers",
     ),
     "laptop": Profile(
         source="local", encoder="minilm", seeds=3, max_length=64, long_length=96, bf16=True,
-        rows=4000, source_rows=0, batch_size=32, steps=500, looks=4, lr=1e-4, layers=4, width=312, heads=12, threads=2,
-        teacher_rows=100_000, teacher_batch=64, teacher_steps=1000, teacher_looks=4, teacher_lr=5e-5,
+        rows=100_000, source_rows=0, batch_size=64, steps=1000, looks=5, lr=2e-4, head_lr=1e-3, threads=2,
+        teacher_rows=100_000, teacher_batch=64, teacher_steps=2000, teacher_looks=5, teacher_lr=1e-4, teacher_head_lr=1e-3,
+        layers=3, width=384, heads=12, init="first",
     ),
     "paper": Profile(
         source="hub", encoder="google-bert/bert-base-uncased", seeds=5, max_length=128, long_length=128, bf16=True,
-        rows=10**6, source_rows=0, batch_size=32, steps=20_000, looks=10, lr=1e-4, layers=4, width=312, heads=12, threads=8,
-        teacher_rows=10**6, teacher_batch=32, teacher_steps=10_000, teacher_looks=10, teacher_lr=3e-5,
+        rows=10**6, source_rows=0, batch_size=32, steps=20_000, looks=10, lr=1e-4, head_lr=1e-3, threads=8,
+        teacher_rows=10**6, teacher_batch=32, teacher_steps=10_000, teacher_looks=10, teacher_lr=3e-5, teacher_head_lr=0.0,
+        layers=4, width=312, heads=12, init="layers",
     ),
 }  # fmt: skip
 

@@ -28,7 +28,7 @@ from ..core.store import Store, refuse_several
 from ..data.loading import load_task
 from ..data.splits import REPORT2
 from ..data.tasks import Task, common_labels, task
-from .specs import TEACHER_ENTRIES, TEACHER_VERSION, make_spec
+from .specs import STEPS_PER_LABEL, TEACHER_ENTRIES, TEACHER_VERSION, make_spec
 from .specs import overrides as overrides_of
 from .world_encoder import world_encoder
 from ..learning.training import TRAINING_VERSION, threads
@@ -73,8 +73,9 @@ def teacher_folder(spec: dict, store: Store, progress: bool = False) -> Path:
         rows = data["train"].select(range(min(spec["teacher_rows"], len(data["train"]))))
         teacher = fine_tune(
             encoder, rows, data["select"], text=this.text, label=this.label, labels=this.labels, kind=this.kind,
-            metric=this.metrics[0], max_length=spec["max_length"], lr=spec["teacher_lr"], batch_size=spec["teacher_batch"],
-            steps=max(spec["teacher_steps"], 8 * len(this.labels)), looks=spec["teacher_looks"], bf16=spec["bf16"],
+            metric=this.metrics[0], max_length=spec["max_length"], lr=spec["teacher_lr"], head_lr=spec["teacher_head_lr"],
+            batch_size=spec["teacher_batch"], steps=max(spec["teacher_steps"], STEPS_PER_LABEL * len(this.labels)),
+            looks=spec["teacher_looks"], bf16=spec["bf16"],
             folder=checkpoints if takes_long(spec) else None, progress=progress,
         )  # fmt: skip
         teacher.save_pretrained(folder)
@@ -225,8 +226,9 @@ def make(
     return distill(
         teacher, rows, data["select"], spec["method"], text=this.text, label=this.label, labels=this.labels, kind=this.kind,
         tokenizer=tokenizer, encoder=encoder, metric=this.metrics[0], max_length=spec["max_length"],
-        seed=spec["seed"], steps=spec["steps"], looks=spec["looks"], lr=spec["lr"], batch_size=spec["batch_size"],
-        bf16=spec["bf16"], card=False, folder=checkpoints(spec, store) if takes_long(spec) else None,
+        seed=spec["seed"], steps=spec["steps"], looks=spec["looks"], lr=spec["lr"], head_lr=spec["head_lr"],
+        batch_size=spec["batch_size"], bf16=spec["bf16"], card=False,
+        folder=checkpoints(spec, store) if takes_long(spec) else None,
         cache=store.with_beside(versions=spec["versions"]), progress=progress, source=load_sources(spec),
         target=spec["domain"] or spec["task"], **settings,
     )  # fmt: skip
