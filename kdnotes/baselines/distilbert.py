@@ -12,7 +12,7 @@ from transformers import PreTrainedModel, set_seed
 from ..learning.losses import IGNORE, cosine_hidden, cross_entropy, soft_cross_entropy
 from ..learning.problem import Problem
 from ..learning.registry import register_method
-from ..models.encoders import make_student
+from ..models.encoders import copy_head, make_student
 from ..models.rows import model_inputs
 
 # %% ../../nbs/baselines/04_distilbert.ipynb #cell-006
@@ -38,7 +38,7 @@ def last_states(teacher: PreTrainedModel, inputs: dict) -> torch.Tensor:
 # %% ../../nbs/baselines/04_distilbert.ipynb #cell-010
 @register_method(
     "distilbert", "alternate teacher layers; soft labels, hard labels, aligned states", title="DistilBERT", family="distillation",
-    paper="arXiv 1910.01108",
+    paper="arXiv 1910.01108", version=2,
 )  # fmt: skip
 def fit_distilbert(
     problem: Problem, soft: float = 5.0, hard: float = 2.0, cosine: float = 1.0, temperature: float = 2.0,
@@ -63,6 +63,7 @@ def fit_distilbert(
     layers = layers or (depth + 1) // 2
     set_seed(problem.seed)
     student = make_student(teacher, problem.labels, problem.kind, layers=layers, take=alternate_layers(layers, depth))
+    copy_head(teacher, student)
 
     def objective(model: PreTrainedModel, batch: dict) -> torch.Tensor:
         inputs = model_inputs(batch, problem.tokenizer)

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel, set_seed
 from ..learning.losses import kd_loss
 from ..learning.problem import Problem
 from ..learning.registry import register_method
-from ..models.encoders import make_student
+from ..models.encoders import copy_head, make_student
 from ..models.rows import model_inputs
 
 # %% ../../nbs/baselines/02_kd.ipynb #cc26da817
@@ -55,7 +55,7 @@ def fit_undistilled(
 # %% ../../nbs/baselines/02_kd.ipynb #c278899f3
 @register_method(
     "kd", "the small transformer trained on the teacher's soft labels", title="KD", family="distillation",
-    paper="arXiv 1503.02531", teacher_tokenizer=False,
+    paper="arXiv 1503.02531", teacher_tokenizer=False, version=2,
 )  # fmt: skip
 def fit_kd(
     problem: Problem, alpha: float = 0.9, temperature: float = 2.0, layers: int = 4, width: int | None = None,
@@ -74,4 +74,5 @@ def fit_kd(
         logits = model(**model_inputs(batch, problem.tokenizer)).logits
         return kd_loss(logits, batch["teacher_logits"], batch["labels"], alpha, temperature)
 
-    return problem.fit(small_transformer(problem, layers, width, heads, inner, init), problem.taught, objective)
+    student = copy_head(problem.teacher, small_transformer(problem, layers, width, heads, inner, init))
+    return problem.fit(student, problem.taught, objective)
