@@ -199,7 +199,8 @@ def _with_copies(problem: Problem, rows: "Dataset", copies: int, share: float) -
     from datasets import concatenate_datasets
 
     if copies and (made := copies_of(problem, copies, share)) is not None:
-        return concatenate_datasets([rows, taught_rows(problem, made).cast(rows.features)])
+        made = made if "teacher_logits" in rows.column_names else taught_rows(problem, made.remove_columns("teacher_logits"))
+        return concatenate_datasets([rows, made.cast(rows.features)])
     return rows
 
 # %% ../../nbs/adabert/07_student.ipynb #c1f52d546
@@ -262,7 +263,7 @@ def _finish(
 # %% ../../nbs/adabert/07_student.ipynb #cell-022
 @register_method(
     "adabert", "a small CNN, searched for the task and distilled", title="AdaBERT", family="architecture search",
-    paper="arXiv 2001.04246", first=searched_elsewhere,
+    paper="arXiv 2001.04246", first=searched_elsewhere, version=2,
 )  # fmt: skip
 def fit_adabert(
     problem: Problem, gamma: float = 0.8, beta: float = 4.0, genotype: str = "", start: str = "supernet",

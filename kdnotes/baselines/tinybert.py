@@ -13,8 +13,7 @@ import torch
 from transformers import PreTrainedModel, set_seed
 
 from ..learning.augmentation import copies_of
-from ..learning.following import Follower, intermediate_losses
-from ..learning.knowledge import add_teacher_logits
+from ..learning.following import Follower, intermediate_losses, start_maps
 from ..learning.losses import IGNORE, soft_cross_entropy
 from ..learning.problem import Problem
 from ..learning.registry import register_method
@@ -46,11 +45,7 @@ def with_copies(problem: Problem, copies: int, share: float) -> "Dataset":
     from datasets import concatenate_datasets
 
     made = copies_of(problem, copies, share)
-    if made is None:
-        return problem.taught
-    bf16 = problem.training.get("bf16", False)
-    taught = add_teacher_logits(made, problem.teacher, problem.tokenizer, bf16, problem.cache)
-    return concatenate_datasets([problem.taught, taught])
+    return problem.taught if made is None else concatenate_datasets([problem.taught, made])
 
 # %% ../../nbs/baselines/06_tinybert.ipynb #c71a3b5cc
 def _student_shape(
@@ -69,7 +64,7 @@ def _student_shape(
 # %% ../../nbs/baselines/06_tinybert.ipynb #cell-012
 @register_method(
     "tinybert", "a narrow student that follows layer by layer, on augmented data", title="TinyBERT", family="distillation",
-    paper="arXiv 1909.10351",
+    paper="arXiv 1909.10351", version=2,
 )  # fmt: skip
 def fit_tinybert(
     problem: Problem, copies: int = 1, share: float = 0.4, first_steps: int | None = None, first_lr: float | None = None,
@@ -94,6 +89,6 @@ def fit_tinybert(
     set_seed(problem.seed)
     student = make_student(problem.encoder, problem.labels, problem.kind, init=init, **shape)
     first = {name: value for name, value in (("steps", first_steps), ("lr", first_lr)) if value is not None}
-    follower = Follower(student, problem.teacher.config.hidden_size)
+    follower = start_maps(Follower(student, problem.teacher.config.hidden_size), problem.teacher, rows, problem.tokenizer)
     problem.fit(follower, rows, partial(inner_loss, problem=problem), last=False, **first)
     return problem.fit(student, rows, partial(prediction_loss, problem=problem))

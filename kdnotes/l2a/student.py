@@ -147,7 +147,7 @@ def fit_kd_fixed_aug(
     """
     if extra < 1:
         raise ValueError(f"extra={extra} should be positive")
-    copies = copies_of(problem, -(-extra // len(problem.train)))
+    copies = copies_of(problem, -(-extra // len(problem.train))).remove_columns("teacher_logits")
     shape = dict(layers=layers, width=width, heads=heads, inner=inner, init=init)
     return distilled(problem, problem.teacher, _random_rows(copies, extra, problem.seed), shape, alpha, temperature)
 

@@ -17,6 +17,7 @@ from transformers.modeling_outputs import ModelOutput
 
 from ..core.hashes import model_sha256, rows_sha256, words_sha256
 from ..core.store import Store
+from .knowledge import labelled_by_teacher
 from .masked_lm import masked_lm
 from .problem import Problem
 
@@ -230,7 +231,7 @@ def augment(
 
 # %% ../../nbs/learning/08_augmentation.ipynb #c0b1e502
 def copies_of(problem: Problem, copies: int, share: float = 0.4) -> "Dataset | None":
-    """Augmented copies of the training rows of a `Problem`, kept in its cache; None for no copies.
+    """Augmented copies of the training rows of a `Problem`, labelled by its teacher, with `teacher_logits`; None for no copies.
 
     Raises
     ------
@@ -244,4 +245,5 @@ def copies_of(problem: Problem, copies: int, share: float = 0.4) -> "Dataset | N
     replacements(problem.tokenizer)  # refuses other tokenizers before a head is trained
     model = masked_lm(problem.encoder, problem.train, problem.tokenizer, cache=problem.cache)
     made = augment(problem.train, model, problem.tokenizer, copies, share, seed=problem.seed, cache=problem.cache)
-    return made.cast(problem.train.features)
+    bf16 = problem.training.get("bf16", False)
+    return labelled_by_teacher(made.cast(problem.train.features), problem.teacher, problem.tokenizer, bf16, problem.cache)

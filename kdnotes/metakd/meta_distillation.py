@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
 from ..core.store import Store
-from ..learning.following import Follower, intermediate_losses
+from ..learning.following import Follower, intermediate_losses, start_maps
 from ..learning.knowledge import add_teacher_logits
 from ..learning.losses import IGNORE, hidden_mse, soft_cross_entropy
 from ..learning.problem import Problem
@@ -140,7 +140,7 @@ def follow(
         ours = read(follower, batch)
         return inside(follower, ours, batch) + alike(ours.logits, batch)
 
-    follower = Follower(student, teacher.config.hidden_size)
+    follower = start_maps(Follower(student, teacher.config.hidden_size), teacher, rows, problem.tokenizer)
     if joint:
         return problem.fit(follower, rows, together, steps=2 * problem.training.get("steps", 500)).student  # 500: train's default
     problem.fit(follower, rows, lambda follower, batch: inside(follower, read(follower, batch), batch), last=False)
@@ -160,7 +160,7 @@ def _check(problem: Problem, layers: int, width: int | None, heads: int | None, 
 # %% ../../nbs/metakd/05_meta_distillation.ipynb #cell-024
 @register_method(
     "single_tinybert_kd", "a narrow student of the domain's own teacher", title="single, TinyBERT-KD", paper="arXiv 2012.01266",
-    reads_source=True, several_domains=True, family="distillation",
+    reads_source=True, several_domains=True, family="distillation", version=2,
 )  # fmt: skip
 def fit_single_tinybert_kd(
     problem: Problem, of: str = "", stage1_steps: int | None = None, stage1_lr: float | None = None, stage1_seed: int = 0,
@@ -182,7 +182,7 @@ def fit_single_tinybert_kd(
 # %% ../../nbs/metakd/05_meta_distillation.ipynb #c8516fa1a
 @register_method(
     "mix_tinybert_kd", "a narrow student of the teacher of mixed rows", title="mix, TinyBERT-KD", paper="arXiv 2012.01266",
-    reads_source=True, several_domains=True, family="distillation",
+    reads_source=True, several_domains=True, family="distillation", version=2,
 )  # fmt: skip
 def fit_mix_tinybert_kd(
     problem: Problem, leave_out: bool = False, stage1_steps: int | None = None, stage1_lr: float | None = None,
@@ -204,7 +204,7 @@ def fit_mix_tinybert_kd(
 # %% ../../nbs/metakd/05_meta_distillation.ipynb #c83670f3f
 @register_method(
     "mtl_tinybert_kd", "a narrow student of the multi-task teacher", title="mtl, TinyBERT-KD", paper="arXiv 2012.01266",
-    reads_source=True, several_domains=True, family="distillation",
+    reads_source=True, several_domains=True, family="distillation", version=2,
 )  # fmt: skip
 def fit_mtl_tinybert_kd(
     problem: Problem, leave_out: bool = False, stage1_steps: int | None = None, stage1_lr: float | None = None,
@@ -263,7 +263,7 @@ def fit_multi_mtn_kd(
 # %% ../../nbs/metakd/05_meta_distillation.ipynb #cell-029
 @register_method(
     "meta_tinybert_kd", "a narrow student of the meta-teacher", title="meta-teacher, TinyBERT-KD", paper="arXiv 2012.01266",
-    reads_source=True, several_domains=True, family="distillation",
+    reads_source=True, several_domains=True, family="distillation", version=2,
 )  # fmt: skip
 def fit_meta_tinybert_kd(
     problem: Problem, gamma_1: float = 0.1, score: str = "class", alpha: float = 0.5, zeta: float | None = None,
@@ -297,7 +297,7 @@ def _weights_of(
 # %% ../../nbs/metakd/05_meta_distillation.ipynb #c4baee1a9
 @register_method(
     "meta_distillation", "a narrow student of what the meta-teacher knows that transfers", title="meta-distillation",
-    paper="arXiv 2012.01266", reads_source=True, several_domains=True, family="distillation",
+    paper="arXiv 2012.01266", reads_source=True, several_domains=True, family="distillation", version=2,
 )  # fmt: skip
 def fit_meta_distillation(
     problem: Problem, gamma_1: float = 0.1, gamma_2: float = 0.3, score: str = "class", alpha: float = 0.5,
