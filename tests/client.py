@@ -24,7 +24,7 @@ def compress(train: Dataset, select: Dataset, report: Dataset, folder: Path) -> 
     teacher: PreTrainedModel = kdnotes.fine_tune("minilm", train, select, epochs=2, lr=5e-5, text="review")
     tokenizer: PreTrainedTokenizerBase = kdnotes.load_tokenizer("minilm")
     student: PreTrainedModel = kdnotes.distill(teacher, train, select, method="kd", report=report, tokenizer=tokenizer, layers=2)
-    written: Path = kdnotes.save_student(student, tokenizer, folder)
+    written: Path = kdnotes.save_student(student, folder)
     card: Card = getattr(student, "card")  # noqa: B009, a model has no such attribute of its own
     print(written, card.score, card.low, card.high)
     return card

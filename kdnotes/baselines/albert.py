@@ -7,6 +7,7 @@ __all__ = ['albert_config', 'copy_layer', 'factorise_embeddings', 'start_from', 
 
 # %% ../../nbs/baselines/08_albert.ipynb #cell-003
 import copy
+from typing import Literal
 
 import torch
 from sklearn.linear_model import Ridge
@@ -19,6 +20,7 @@ from transformers import (
     set_seed,
 )
 
+from ..core.settings import Count, Positive, Share
 from ..learning.losses import kd_loss
 from ..learning.problem import Problem
 from ..learning.registry import register_method
@@ -123,8 +125,8 @@ def start_from(teacher: PreTrainedModel, student: PreTrainedModel, layer: int = 
     paper="arXiv 1909.11942",
 )  # fmt: skip
 def fit_albert(
-    problem: Problem, embedding: int = 128, alpha: float = 0.9, temperature: float = 2.0, share_layers: int | None = None,
-    start: str = "teacher",
+    problem: Problem, embedding: Count = 128, alpha: Share = 0.9, temperature: Positive = 2.0, share_layers: Count | None = None,
+    start: Literal["teacher", "random"] = "teacher",
 ) -> PreTrainedModel:  # fmt: skip
     """A student of one shared layer and factorised embeddings, started from the teacher and distilled (ALBERT, arXiv 1909.11942).
 

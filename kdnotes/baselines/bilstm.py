@@ -10,14 +10,22 @@ from typing import Any
 
 import torch
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
-from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedConfig, PreTrainedModel, set_seed
+from transformers import (
+    AutoConfig,
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
+    PreTrainedConfig,
+    PreTrainedModel,
+    set_seed,
+)
 from transformers.modeling_outputs import SequenceClassifierOutput
 
+from ..core.settings import Count, Positive
 from ..learning.losses import logits_mse
 from ..learning.problem import Problem, half, needs_halves
 from ..learning.registry import register_method
 from ..models.encoders import label_maps
-from ..models.rows import model_inputs
+from ..models.rows import answer, model_inputs
 
 # %% ../../nbs/baselines/03_bilstm.ipynb #cell-006
 class BiLSTMConfig(PreTrainedConfig):
@@ -62,7 +70,7 @@ class BiLSTM(PreTrainedModel):
 
     def forward(
         self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None, token_type_ids: torch.Tensor | None = None,
-        **_: Any,
+        labels: torch.Tensor | None = None, **_: Any,
     ) -> SequenceClassifierOutput:  # fmt: skip
         """Logits `(batch, labels)`, or `(batch, seq, labels)` for kind `tokens`."""
         real = torch.ones_like(input_ids).bool() if attention_mask is None else attention_mask.bool()
@@ -73,11 +81,12 @@ class BiLSTM(PreTrainedModel):
         else:
             states, features = self.read(input_ids, real.sum(1))
             features = states if self.config.kind == "tokens" else features
-        return SequenceClassifierOutput(logits=self.classifier(self.dropout(features)))
+        return answer(self.classifier(self.dropout(features)), labels)
 
 # %% ../../nbs/baselines/03_bilstm.ipynb #c0b20b402
 AutoConfig.register(BiLSTMConfig.model_type, BiLSTMConfig)
 AutoModelForSequenceClassification.register(BiLSTMConfig, BiLSTM)
+AutoModelForTokenClassification.register(BiLSTMConfig, BiLSTM)  # the same class: its config says which kind it is
 
 # %% ../../nbs/baselines/03_bilstm.ipynb #cell-016
 @register_method(
@@ -85,7 +94,7 @@ AutoModelForSequenceClassification.register(BiLSTMConfig, BiLSTM)
     paper="arXiv 1903.12136", teacher_tokenizer=False,
 )  # fmt: skip
 def fit_bilstm_soft(
-    problem: Problem, hidden_size: int = 150, inner: int = 200, lstm_lr: float = 1e-3, lstm_steps: int | None = None
+    problem: Problem, hidden_size: Count = 150, inner: Count = 200, lstm_lr: Positive = 1e-3, lstm_steps: Count | None = None
 ) -> BiLSTM:
     """A BiLSTM trained to give the teacher's logits (BiLSTM-SOFT, arXiv 1903.12136 eq. 3).
 

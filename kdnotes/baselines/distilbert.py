@@ -9,6 +9,7 @@ __all__ = ['alternate_layers', 'last_states', 'fit_distilbert']
 import torch
 from transformers import PreTrainedModel, set_seed
 
+from ..core.settings import Count, NotNegative, Positive
 from ..learning.losses import IGNORE, cosine_hidden, cross_entropy, soft_cross_entropy
 from ..learning.problem import Problem
 from ..learning.registry import register_method
@@ -41,8 +42,8 @@ def last_states(teacher: PreTrainedModel, inputs: dict) -> torch.Tensor:
     paper="arXiv 1910.01108", version=2,
 )  # fmt: skip
 def fit_distilbert(
-    problem: Problem, soft: float = 5.0, hard: float = 2.0, cosine: float = 1.0, temperature: float = 2.0,
-    layers: int | None = None,
+    problem: Problem, soft: NotNegative = 5.0, hard: NotNegative = 2.0, cosine: NotNegative = 1.0, temperature: Positive = 2.0,
+    layers: Count | None = None,
 ) -> PreTrainedModel:  # fmt: skip
     """A student of alternate teacher layers, trained on soft labels, hard labels and last states (arXiv 1910.01108).
 

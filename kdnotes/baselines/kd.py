@@ -9,6 +9,7 @@ __all__ = ['fit_teacher', 'small_transformer', 'fit_undistilled', 'fit_kd']
 import torch
 from transformers import PreTrainedModel, set_seed
 
+from ..core.settings import Count, Positive, Share, Start
 from ..learning.losses import kd_loss
 from ..learning.problem import Problem
 from ..learning.registry import register_method
@@ -41,8 +42,8 @@ def small_transformer(
     role="undistilled", reads_teacher=False, teacher_tokenizer=False,
 )  # fmt: skip
 def fit_undistilled(
-    problem: Problem, layers: int = 4, width: int | None = None, heads: int | None = None, inner: int | None = None,
-    init: str = "layers",
+    problem: Problem, layers: Count = 4, width: Count | None = None, heads: Count | None = None, inner: Count | None = None,
+    init: Start = "layers",
 ) -> PreTrainedModel:  # fmt: skip
     """The student of `kd` without a teacher: cross-entropy with the labels.
 
@@ -58,8 +59,8 @@ def fit_undistilled(
     paper="arXiv 1503.02531", teacher_tokenizer=False, version=2,
 )  # fmt: skip
 def fit_kd(
-    problem: Problem, alpha: float = 0.9, temperature: float = 2.0, layers: int = 4, width: int | None = None,
-    heads: int | None = None, inner: int | None = None, init: str = "layers",
+    problem: Problem, alpha: Share = 0.9, temperature: Positive = 2.0, layers: Count = 4, width: Count | None = None,
+    heads: Count | None = None, inner: Count | None = None, init: Start = "layers",
 ) -> PreTrainedModel:  # fmt: skip
     """Soft-label distillation: `alpha` of the teacher's softened logits, the rest of the labels (arXiv 1503.02531).
 

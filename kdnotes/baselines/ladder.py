@@ -8,10 +8,12 @@ __all__ = ['RUNGS', 'fit_int8_dynamic', 'climb', 'fit_ladder']
 # %% ../../nbs/baselines/11_ladder.ipynb #cell-003
 import copy
 from collections.abc import Callable
+from typing import Annotated
 
 from transformers import PreTrainedModel
 
 from ..core.hashes import model_sha256, rows_sha256, words_sha256
+from ..core.settings import Count, Range, Whole
 from ..learning.problem import Problem
 from ..learning.registry import METHODS, check_settings, find_method, register_method
 from ..models.encoders import HEADS
@@ -32,7 +34,7 @@ def _student(problem: Problem, fit: Callable[[Problem], PreTrainedModel], name: 
         return fit(problem)
     training = {key: value for key, value in problem.training.items() if key != "progress"}
     models = [model_sha256(model) for model in (problem.teacher, problem.encoder)]
-    rows = [rows_sha256(data) for data in (problem.train, problem.select)]
+    rows = [rows_sha256(data) for data in (problem.train, problem.select) if data is not None]
     spec = dict(
         kind="ladder", name=name, training=training, models=models, rows=rows, metric=problem.metric, task=problem.kind,
         labels=problem.labels, words=words_sha256(problem.tokenizer), device=problem.teacher.device.type,
@@ -65,8 +67,8 @@ def climb(problem: Problem, rung: int, fit: Callable[[Problem], PreTrainedModel]
 # %% ../../nbs/baselines/11_ladder.ipynb #cbccdaa44
 @register_method("ladder", "distil, then ONNX Runtime, then 8 bits: one rung on the other", title="ladder", family="distillation")
 def fit_ladder(
-    problem: Problem, rung: int = 3, base: str = "tinybert", copies: int = 0, layers: int = 4, width: int | None = None,
-    heads: int | None = None,
+    problem: Problem, rung: Annotated[int, Range(1, 3)] = 3, base: str = "tinybert", copies: Whole = 0, layers: Count = 4,
+    width: Count | None = None, heads: Count | None = None,
 ) -> PreTrainedModel:  # fmt: skip
     """A student of another method, distilled (rung 1), run by ONNX Runtime (2), in 8 bits (3).
 

@@ -12,12 +12,20 @@ import numpy as np
 import torch
 from sklearn.feature_extraction import DictVectorizer
 from sklearn.linear_model import LogisticRegression
-from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedConfig, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
 from transformers.modeling_outputs import SequenceClassifierOutput
 
+from ..core.settings import Positive
 from ..learning.problem import Problem, needs_halves
 from ..learning.registry import register_method
 from ..models.encoders import label_maps
+from ..models.rows import answer
 
 # %% ../../nbs/baselines/01_lookup.ipynb #cell-006
 class BagOfWordsConfig(PreTrainedConfig):
@@ -47,18 +55,19 @@ class BagOfWords(PreTrainedModel):
 
     def forward(
         self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None, token_type_ids: torch.Tensor | None = None,
-        **_: Any,
+        labels: torch.Tensor | None = None, **_: Any,
     ) -> SequenceClassifierOutput:  # fmt: skip
         """Logits `(batch, labels)`, or `(batch, seq, labels)` with `per_token`."""
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         if self.config.halves == 2 and token_type_ids is not None:
             input_ids = input_ids + self.config.vocab_size * token_type_ids
         votes = self.table(input_ids) * mask[..., None]
-        return SequenceClassifierOutput(logits=(votes if self.config.per_token else votes.sum(1)) + self.bias)
+        return answer((votes if self.config.per_token else votes.sum(1)) + self.bias, labels)
 
 # %% ../../nbs/baselines/01_lookup.ipynb #ce9a10d1e
 AutoConfig.register(BagOfWordsConfig.model_type, BagOfWordsConfig)
 AutoModelForSequenceClassification.register(BagOfWordsConfig, BagOfWords)
+AutoModelForTokenClassification.register(BagOfWordsConfig, BagOfWords)  # the same class: its config says which kind it is
 
 # %% ../../nbs/baselines/01_lookup.ipynb #cell-009
 def _blank(problem: Problem) -> BagOfWords:
@@ -106,7 +115,7 @@ def _counts(problem: Problem, config: BagOfWordsConfig) -> tuple[list[dict[int, 
     "bag_of_words", "logistic regression on word counts", title="bag of words", family="reference", role="bag of words",
     seeded=False, reads_teacher=False, teacher_tokenizer=False,
 )  # fmt: skip
-def fit_bag_of_words(problem: Problem, strength: float = 1.0) -> BagOfWords:
+def fit_bag_of_words(problem: Problem, strength: Positive = 1.0) -> BagOfWords:
     """Logistic regression on word-piece counts, with the labels alone.
 
     Parameters

@@ -9,6 +9,7 @@ __all__ = ['relation_loss', 'fit_minilm']
 import torch
 from transformers import PreTrainedModel, set_seed
 
+from ..core.settings import Count, Positive, Start
 from ..learning.losses import attention_kl, value_relation_kl
 from ..learning.problem import Problem
 from ..learning.registry import register_method
@@ -39,8 +40,8 @@ def relation_loss(ours: Attention, theirs: Attention, mask: torch.Tensor) -> tor
     paper="arXiv 2002.10957",
 )  # fmt: skip
 def fit_minilm(
-    problem: Problem, first_steps: int | None = None, first_lr: float | None = None, layers: int = 4,
-    width: int | None = None, heads: int | None = None, inner: int | None = None, init: str = "layers",
+    problem: Problem, first_steps: Count | None = None, first_lr: Positive | None = None, layers: Count = 4,
+    width: Count | None = None, heads: Count | None = None, inner: Count | None = None, init: Start = "layers",
 ) -> PreTrainedModel:  # fmt: skip
     """A student that copies the last layer's relations and is then fine-tuned on labels (MiniLM, arXiv 2002.10957).
 

@@ -6,13 +6,14 @@
 __all__ = ['matched_layers', 'add_teacher_cls', 'patient_loss', 'fit_pkd']
 
 # %% ../../nbs/baselines/05_pkd.ipynb #cell-003
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 from transformers.modeling_outputs import ModelOutput
 
+from ..core.settings import Count, NotNegative, Positive, Share
 from ..core.store import Store
 from ..learning.cache import kept_outputs
 from ..learning.losses import kd_loss, normalised_cls_mse
@@ -62,11 +63,14 @@ def _cls_states(
 def add_teacher_cls(
     data: "Dataset", teacher: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, layers: tuple[int, ...],
     batch_size: int = 64, cache: Store | None = None,
-) -> "Dataset":  # fmt: skip
-    """The encoded rows with a column `teacher_cls`, `(layers, hidden)` per row: [CLS] states after the given layers."""
+) -> Rows:  # fmt: skip
+    """The encoded rows with a column `teacher_cls`, `(layers, hidden)` per row: [CLS] states after the given layers.
+
+    With a cache the states stay on disk and are read as they are needed.
+    """
     ask = lambda: _cls_states(data, teacher, tokenizer, layers, batch_size)  # noqa: E731
     kept = kept_outputs("[CLS] states", ask, teacher, data, tokenizer, cache, layers=list(layers), batch_size=batch_size)
-    return data.add_column("teacher_cls", kept.tolist())
+    return Rows(data).with_column("teacher_cls", kept)
 
 # %% ../../nbs/baselines/05_pkd.ipynb #cf253c47f
 def patient_loss(out: ModelOutput, batch: dict, alpha: float, beta: float, temperature: float) -> torch.Tensor:
@@ -94,8 +98,8 @@ def _check_widths(problem: Problem) -> None:
     paper="arXiv 1908.09355",
 )  # fmt: skip
 def fit_pkd(
-    problem: Problem, alpha: float = 0.5, beta: float = 0.1, temperature: float = 5.0, strategy: str = "skip",
-    layers: int | None = None,
+    problem: Problem, alpha: Share = 0.5, beta: NotNegative = 0.1, temperature: Positive = 5.0,
+    strategy: Literal["skip", "last"] = "skip", layers: Count | None = None,
 ) -> PreTrainedModel:  # fmt: skip
     """A student of the encoder's first layers whose [CLS] states follow the teacher's (BERT-PKD, arXiv 1908.09355 eq. 8).
 

@@ -17,6 +17,7 @@ from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
 from .packed import QBert, packed_model, rounded, rounded_activations
+from ..core.settings import Count
 from ..learning.losses import cross_entropy
 from ..learning.problem import Problem
 from ..learning.registry import register_method
@@ -173,7 +174,7 @@ def fit_qbert(
     "qbert_mixed", "the teacher in 2 and 3 bits by curvature, fine-tuned while rounded", title="Q-BERT, 2 and 3 bits",
     family="quantisation", paper="arXiv 1909.05840",
 )  # fmt: skip
-def fit_qbert_mixed(problem: Problem, low: int = 2, high: int = 3, groups: int = 128, tune_steps: int = 100) -> QBert:
+def fit_qbert_mixed(problem: Problem, low: int = 2, high: int = 3, groups: Count = 128, tune_steps: Count = 100) -> QBert:
     """Q-BERT with 2 or 3 bits per weight, by the curvature of each layer."""
     return fit_qbert(problem, low, high, groups, tune_steps)
 
@@ -182,7 +183,7 @@ def fit_qbert_mixed(problem: Problem, low: int = 2, high: int = 3, groups: int =
     "qbert_4bit", "the teacher in 4 bits, fine-tuned while rounded", title="Q-BERT, 4 bits", family="quantisation",
     paper="arXiv 1909.05840",
 )  # fmt: skip
-def fit_qbert_4bit(problem: Problem, groups: int = 128, tune_steps: int = 100) -> QBert:
+def fit_qbert_4bit(problem: Problem, groups: Count = 128, tune_steps: Count = 100) -> QBert:
     """Q-BERT with 4 bits per weight in every layer."""
     return fit_qbert(problem, 4, 4, groups, tune_steps)
 
@@ -191,6 +192,6 @@ def fit_qbert_4bit(problem: Problem, groups: int = 128, tune_steps: int = 100) -
     "qbert_8bit", "the teacher in 8 bits, fine-tuned while rounded", title="Q-BERT, 8 bits", family="quantisation",
     paper="arXiv 1909.05840",
 )  # fmt: skip
-def fit_qbert_8bit(problem: Problem, groups: int = 128, tune_steps: int = 100) -> QBert:
+def fit_qbert_8bit(problem: Problem, groups: Count = 128, tune_steps: Count = 100) -> QBert:
     """Q-BERT with 8 bits per weight in every layer."""
     return fit_qbert(problem, 8, 8, groups, tune_steps)

@@ -18,6 +18,7 @@ from torch import Tensor
 from transformers import (
     AutoConfig,
     AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -26,11 +27,12 @@ from transformers import (
 from transformers.modeling_outputs import SequenceClassifierOutput
 
 from ..core.hashes import model_sha256, words_sha256
+from ..core.settings import Count, Positive, Share
 from ..learning.losses import kd_loss
 from ..learning.problem import Problem, needs_halves
 from ..learning.registry import register_method
 from ..models.encoders import label_maps
-from ..models.rows import model_inputs
+from ..models.rows import answer, model_inputs
 
 # %% ../../nbs/baselines/12_static_embeddings.ipynb #se-06
 @torch.no_grad()
@@ -102,8 +104,9 @@ class StaticEmbeddings(PreTrainedModel):
         return self.embedding
 
     def forward(
-        self, input_ids: Tensor, attention_mask: Tensor | None = None, token_type_ids: Tensor | None = None, **_: Any
-    ) -> SequenceClassifierOutput:
+        self, input_ids: Tensor, attention_mask: Tensor | None = None, token_type_ids: Tensor | None = None,
+        labels: Tensor | None = None, **_: Any,
+    ) -> SequenceClassifierOutput:  # fmt: skip
         """Logits `(batch, labels)`, or `(batch, seq, labels)` for kind `tokens`."""
         read = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         skipped = torch.tensor(self.config.skipped, dtype=torch.long, device=input_ids.device)
@@ -111,12 +114,12 @@ class StaticEmbeddings(PreTrainedModel):
         pieces = self.embedding(input_ids) * read[..., None]
         if self.config.kind == "tokens":
             around = torch.nn.functional.pad(pieces, (0, 0, 1, 1))
-            return SequenceClassifierOutput(logits=self.classifier(torch.cat([around[:, :-2], pieces, around[:, 2:]], -1)))
+            return answer(self.classifier(torch.cat([around[:, :-2], pieces, around[:, 2:]], -1)), labels)
         if self.config.kind == "pair":
             second = torch.zeros_like(input_ids) if token_type_ids is None else token_type_ids
             a, b = (_mean(pieces, read * (second == side)) for side in (0, 1))
-            return SequenceClassifierOutput(logits=self.classifier(torch.cat([a, b, (a - b).abs(), a * b], -1)))
-        return SequenceClassifierOutput(logits=self.classifier(_mean(pieces, read)))
+            return answer(self.classifier(torch.cat([a, b, (a - b).abs(), a * b], -1)), labels)
+        return answer(self.classifier(_mean(pieces, read)), labels)
 
 
 def _mean(pieces: Tensor, read: Tensor) -> Tensor:
@@ -126,6 +129,7 @@ def _mean(pieces: Tensor, read: Tensor) -> Tensor:
 # %% ../../nbs/baselines/12_static_embeddings.ipynb #se-18
 AutoConfig.register(StaticEmbeddingsConfig.model_type, StaticEmbeddingsConfig)
 AutoModelForSequenceClassification.register(StaticEmbeddingsConfig, StaticEmbeddings)
+AutoModelForTokenClassification.register(StaticEmbeddingsConfig, StaticEmbeddings)  # the same class: its config says its kind
 
 # %% ../../nbs/baselines/12_static_embeddings.ipynb #se-22
 def _answers(problem: Problem) -> Tensor:
@@ -146,8 +150,8 @@ def _answers(problem: Problem) -> Tensor:
     family="distillation", teacher_tokenizer=False,
 )  # fmt: skip
 def fit_static_embeddings(
-    problem: Problem, embedding_size: int = 256, inner: int = 256, static_lr: float = 1e-3, static_steps: int | None = None,
-    alpha: float = 0.5, temperature: float = 1.0,
+    problem: Problem, embedding_size: Count = 256, inner: Count = 256, static_lr: Positive = 1e-3,
+    static_steps: Count | None = None, alpha: Share = 0.5, temperature: Positive = 1.0,
 ) -> StaticEmbeddings:  # fmt: skip
     """A classifier on the mean of a text's pieces, whose table starts as the encoder's answers to each of them (as in Model2Vec).
 

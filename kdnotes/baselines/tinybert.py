@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 from transformers import PreTrainedModel, set_seed
 
+from ..core.settings import Count, Part, Positive, Start, Whole
 from ..learning.augmentation import copies_of
 from ..learning.following import Follower, intermediate_losses, start_maps
 from ..learning.losses import IGNORE, soft_cross_entropy
@@ -67,8 +68,8 @@ def _student_shape(
     paper="arXiv 1909.10351", version=2,
 )  # fmt: skip
 def fit_tinybert(
-    problem: Problem, copies: int = 1, share: float = 0.4, first_steps: int | None = None, first_lr: float | None = None,
-    layers: int = 4, width: int | None = None, heads: int | None = None, inner: int | None = None, init: str = "layers",
+    problem: Problem, copies: Whole = 1, share: Part = 0.4, first_steps: Count | None = None, first_lr: Positive | None = None,
+    layers: Count = 4, width: Count | None = None, heads: Count | None = None, inner: Count | None = None, init: Start = "layers",
 ) -> PreTrainedModel:  # fmt: skip
     """A narrow student that follows its teacher layer by layer and then in its predictions (TinyBERT, arXiv 1909.10351).
 

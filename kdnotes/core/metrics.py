@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['IGNORE', 'OUT_OF_SCOPE', 'METRICS', 'LEVEL', 'count_classes', 'flatten', 'count_entities', 'count_scope', 'Metric',
-           'score', 'replicates', 'Interval', 'interval', 'bootstrap', 'paired_difference', 'Comparison',
-           'pooled_difference', 'majority', 'Kept', 'kept']
+           'check_metric', 'score', 'replicates', 'Interval', 'interval', 'bootstrap', 'paired_difference',
+           'Comparison', 'pooled_difference', 'majority', 'Kept', 'kept']
 
 # %% ../../nbs/core/06_metrics.ipynb #cell-003
 from collections.abc import Callable, Sequence
@@ -184,6 +184,29 @@ def _metric(name: str) -> Metric:
     if name not in METRICS:
         raise KeyError(f"unknown metric {name!r}, expected one of {', '.join(METRICS)}")
     return METRICS[name]
+
+# %% ../../nbs/core/06_metrics.ipynb #c3ff650c5
+def check_metric(name: str | None, kind: str, labels: Sequence[str]) -> str:
+    """The name of a metric that a task can be scored by: accuracy, or entity F1 for words, if none is given.
+
+    Raises
+    ------
+    ValueError
+        There is no such metric, or the task has not the labels that it counts.
+    """
+    words = kind == "tokens"
+    name = name or ("entity_f1" if words else "accuracy")
+    if name not in METRICS:
+        raise ValueError(f"metric={name!r} should be one of {', '.join(METRICS)}")
+    if words != (name == "entity_f1"):
+        raise ValueError(f"metric={name!r} does not score {'labels of words, expected entity_f1' if words else 'a text'}")
+    if name == "f1" and len(labels) != 2:
+        raise ValueError(f"metric='f1' is that of the second of two labels, this task has {len(labels)}: use macro_f1")
+    if name in ("in_scope_accuracy", "out_of_scope_recall") and OUT_OF_SCOPE not in labels:
+        raise ValueError(f"metric={name!r} needs a label {OUT_OF_SCOPE!r}, this task has none")
+    if words and (wrong := [tag for tag in labels if tag != "O" and tag[:2] not in ("B-", "I-")]):
+        raise ValueError(f"metric='entity_f1' needs tags such as O, B-city, I-city, the labels hold {wrong[0]!r}")
+    return name
 
 # %% ../../nbs/core/06_metrics.ipynb #cell-025
 def score(

@@ -11,11 +11,11 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from ..core.records import address
+from ..core.settings import check_all
 from ..data.tasks import task
 from .claims import Claim
 from .profiles import Profile, find_profile
-from .specs import make_spec
-from ..learning.registry import typed
+from .specs import make_spec, unused
 from ..methods import find_method
 
 # %% ../../nbs/experiments/05_plans.ipynb #c97f65e6c
@@ -93,7 +93,7 @@ class Plan:
         """The runs of one seed in a profile, of which a user changed entries."""
         entries = {entry.name for entry in fields(Profile)}
         size, own = find_profile(profile), dict(self.sizes.get(profile, {})) | changed
-        own = {name: typed(name, value, getattr(size, name)) for name, value in own.items() if name in entries}
+        own = check_all(Profile, {name: value for name, value in own.items() if name in entries})
         return self.runs(replace(size, **own), seed)
 
     def tasks(self, profile: str) -> list[str]:
@@ -135,9 +135,10 @@ def grid(plan: Plan, profile: str = "world", seeds: int | None = None, read_data
 
 
 def _settings_of_others(method: str, methods: list[str]) -> set[str]:
-    """Settings that other methods of a plan have and this one has not; entries of the profile are none."""
+    """Settings that other methods of a plan have and this one has not, and entries of the profile that it does not use."""
     theirs = {name for other in methods for name in find_method(other).settings}
-    return theirs - find_method(method).settings.keys() - {entry.name for entry in fields(Profile)}
+    entries = {entry.name for entry in fields(Profile)}
+    return theirs - find_method(method).settings.keys() - entries | unused(find_method(method))
 
 
 def _spec(run: Run, seed: int, profile: str, given: dict) -> dict:

@@ -8,6 +8,8 @@ __all__ = ['PROFILES', 'Profile', 'find_profile']
 # %% ../../nbs/experiments/01_profiles.ipynb #c4aabafa0
 from dataclasses import dataclass
 
+from ..core.settings import Count, NotNegative, Positive, Start, Whole
+
 # %% ../../nbs/experiments/01_profiles.ipynb #cell-006
 @dataclass(frozen=True)
 class Profile:
@@ -15,28 +17,28 @@ class Profile:
 
     source: str  # of the data: world, local or hub
     encoder: str  # `world` is made on the spot; else `minilm`, a hub id or a folder
-    seeds: int  # how many
-    rows: int  # a student trains on at most so many
-    source_rows: int  # at most so many of each other domain; all if 0
-    max_length: int  # tokens
-    long_length: int  # tokens, for tasks with long texts (Amazon, RTE)
-    batch_size: int
-    steps: int  # of a student's optimiser; at least 8 for every label unless a plan or a user says otherwise
-    looks: int  # how often `select` is scored in all
-    lr: float
-    head_lr: float  # of heads and of maps that only serve the training; `lr` if 0
-    teacher_rows: int  # a teacher is fine-tuned on at most so many
-    teacher_batch: int
-    teacher_steps: int  # at least 8 for every label
-    teacher_looks: int
-    teacher_lr: float
-    teacher_head_lr: float
-    layers: int  # of the transformer student
-    width: int
-    heads: int
-    init: str  # which of the encoder's layers it starts from
+    seeds: Count  # how many
+    rows: Count  # a student trains on at most so many
+    source_rows: Whole  # at most so many of each other domain; all if 0
+    max_length: Count  # tokens
+    long_length: Count  # tokens, for tasks with long texts (Amazon, RTE)
+    batch_size: Count
+    steps: Count  # of a student's optimiser; at least 8 for every label unless a plan or a user says otherwise
+    looks: Count  # how often `select` is scored in all
+    lr: Positive
+    head_lr: NotNegative  # of heads and of maps that only serve the training; `lr` if 0
+    teacher_rows: Count  # a teacher is fine-tuned on at most so many
+    teacher_batch: Count
+    teacher_steps: Count  # at least 8 for every label
+    teacher_looks: Count
+    teacher_lr: Positive
+    teacher_head_lr: NotNegative
+    layers: Count  # of the transformer student
+    width: Count
+    heads: Count
+    init: Start  # which of the encoder's layers it starts from
     bf16: bool
-    threads: int  # of one run; as many run side by side as the machine has cores for
+    threads: Count  # of one run; as many run side by side as the machine has cores for
 
 # %% ../../nbs/experiments/01_profiles.ipynb #cell-006c
 PROFILES = {

@@ -27,7 +27,7 @@ from ..core.records import address, pack, pack_sequences
 from ..core.store import Store, refuse_several
 from ..data.loading import load_task
 from ..data.splits import REPORT2
-from ..data.tasks import Task, common_labels, task
+from ..data.tasks import TASKS, Task, common_labels, task
 from .specs import STEPS_PER_LABEL, TEACHER_ENTRIES, TEACHER_VERSION, make_spec
 from .specs import overrides as overrides_of
 from .world_encoder import world_encoder
@@ -157,7 +157,21 @@ def run(method: str, task_name: str, seed: int = 0, profile: str = "world", *, s
         The spec is not valid; raised before any work.
     """
     store = Store(store) if isinstance(store, (str, Path)) else store
-    return run_spec(make_spec(method, task_name, seed, profile, **overrides), store, progress, save)
+    sources = _sources(method, task_name, overrides)
+    return run_spec(make_spec(method, task_name, seed, profile, **overrides | sources), store, progress, save)
+
+
+def _sources(method: str, name: str, given: dict) -> dict:
+    """The other domains of a task, for a method that learns from them and was given none."""
+    chosen, this = find_method(method), task(name)
+    if not (chosen.reads_source and chosen.needs_source) or given.get("sources"):
+        return {}
+    if not this.domains:
+        able = ", ".join(other.name for other in TASKS.values() if other.domains)
+        raise ValueError(f"{method} learns from other domains too, and {name!r} has none: give sources, or take one of {able}")
+    if given.get("domain") not in this.domains:
+        raise ValueError(f"{method} learns for one domain from the others: set domain to one of {', '.join(this.domains)}")
+    return dict(sources=tuple(f"{name}/{other}" for other in this.domains if other != given["domain"]))
 
 
 def run_spec(spec: dict, store: Store, progress: bool = False, save: Path | None = None) -> dict:

@@ -11,12 +11,12 @@ from pathlib import Path
 
 from transformers import AutoConfig, AutoModel, BertConfig, BertTokenizer, PreTrainedModel, set_seed
 
+from ..core.settings import Positive, Whole, check
 from ..core.store import Store
 from ..data import worlds
 from ..data.tasks import task
 from .profiles import Profile
 from ..learning.masked_lm import train_mlm
-from ..learning.registry import typed
 from ..learning.training import TRAINING_VERSION, threads
 from ..models.encoders import find_encoder, small_bert, word_tokenizer
 
@@ -40,7 +40,8 @@ def encoder_spec(changes: dict | None = None) -> dict:
     """
     for name in (changes or {}).keys() - WORLD_ENCODER.keys():
         raise ValueError(f"the world's encoder has no {name!r}, expected one of {', '.join(WORLD_ENCODER)}")
-    changed = {name: typed(name, value, WORLD_ENCODER[name]) for name, value in (changes or {}).items()}
+    kinds = {int: Whole, float: Positive}
+    changed = {name: check(name, value, kinds[type(WORLD_ENCODER[name])]) for name, value in (changes or {}).items()}
     versions = dict(encoder=ENCODER_VERSION, training=TRAINING_VERSION)
     return dict(kind="encoder", world=_world(), versions=versions, **WORLD_ENCODER | changed)
 

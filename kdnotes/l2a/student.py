@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, set_seed
 
+from ..core.settings import Count, NotNegative, Part, Positive, Share, Start
 from .generator import all_domains, text_of
 from .learning import Learned, learn_to_augment
 from .loop import LoopPlan
@@ -79,11 +80,11 @@ def told(problem: Problem, learned: Learned, count: int = 32) -> dict:
     "l2a", "a student of rows that were learned to be made and chosen", title="L2A", family="augmentation", reads_source=True,
 )  # fmt: skip
 def fit_l2a(
-    problem: Problem, extra: int = 256, share: float = 0.5, warm: int = 200, rounds: int = 10, groups: int = 8,
-    group_rows: int = 8, refine: int = 20, learn: int = 6, sampling: float = 1.0, refine_lr: float = 0.0, read: int = 200,
-    cross_domain: bool = True, generator: bool = True, critic: bool = True, selector: bool = True, steering: bool = True,
-    gives: str = "student", alpha: float = 0.9, temperature: float = 2.0, layers: int = 4, width: int | None = None,
-    heads: int | None = None, inner: int | None = None, init: str = "layers",
+    problem: Problem, extra: Count = 256, share: Part = 0.5, warm: Count = 200, rounds: Count = 10, groups: Count = 8,
+    group_rows: Count = 8, refine: Count = 20, learn: Count = 6, sampling: float = 1.0, refine_lr: NotNegative = 0.0,
+    read: Count = 200, cross_domain: bool = True, generator: bool = True, critic: bool = True, selector: bool = True,
+    steering: bool = True, gives: str = "student", alpha: Share = 0.9, temperature: Positive = 2.0, layers: Count = 4,
+    width: Count | None = None, heads: Count | None = None, inner: Count | None = None, init: Start = "layers",
 ) -> PreTrainedModel:  # fmt: skip
     """A student of target rows and of samples that are learned to be written and picked (L2A, as in its abstract and the talk).
 
@@ -130,8 +131,8 @@ def _random_rows(rows: "Dataset", count: int, seed: int) -> "Dataset":
     family="distillation",
 )  # fmt: skip
 def fit_kd_fixed_aug(
-    problem: Problem, extra: int = 256, alpha: float = 0.9, temperature: float = 2.0, layers: int = 4, width: int | None = None,
-    heads: int | None = None, inner: int | None = None, init: str = "layers",
+    problem: Problem, extra: Count = 256, alpha: Share = 0.9, temperature: Positive = 2.0, layers: Count = 4,
+    width: Count | None = None, heads: Count | None = None, inner: Count | None = None, init: Start = "layers",
 ) -> PreTrainedModel:  # fmt: skip
     """Distillation on the target rows and copies of them with words replaced, in as many steps.
 
@@ -157,9 +158,9 @@ def fit_kd_fixed_aug(
     family="distillation", reads_source=True,
 )  # fmt: skip
 def fit_kd_source_mix(
-    problem: Problem, extra: int = 256, warm: int = 200, rounds: int = 10, refine: int = 20, refine_lr: float = 0.0,
-    alpha: float = 0.9, temperature: float = 2.0, layers: int = 4, width: int | None = None, heads: int | None = None,
-    inner: int | None = None, init: str = "layers",
+    problem: Problem, extra: Count = 256, warm: Count = 200, rounds: Count = 10, refine: Count = 20, refine_lr: NotNegative = 0.0,
+    alpha: Share = 0.9, temperature: Positive = 2.0, layers: Count = 4, width: Count | None = None, heads: Count | None = None,
+    inner: Count | None = None, init: Start = "layers",
 ) -> PreTrainedModel:  # fmt: skip
     """Distillation on the target rows and rows of other domains as they are, from a teacher that has learned from both.
 
@@ -201,7 +202,8 @@ register_method(
     "l2a_fixed_generator", "L2A with fixed corruption", title="L2A, fixed generator", family="augmentation", reads_source=True,
 )(partial(fit_l2a, steering=False))  # fmt: skip
 register_method(
-    "l2a_no_source", "L2A that sees no other domain", title="L2A, no source", family="augmentation", reads_source=True,
+    "l2a_no_source", "L2A that sees no other domain", title="L2A, no source", family="augmentation",
+    reads_source=True, needs_source=False,
 )(partial(fit_l2a, cross_domain=False))  # fmt: skip
 register_method(
     "l2a_no_generator", "L2A that chooses among the source's rows as they are", title="L2A, no generator", family="augmentation",

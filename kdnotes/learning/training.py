@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['TRAINING_VERSION', 'LengthGrouped', 'steps_of', 'supervised', 'body_of', 'parameter_groups', 'ObjectiveTrainer',
-           'KeepBest', 'last_checkpoint', 'check_training', 'train', 'threads']
+           'KeepBest', 'last_checkpoint', 'check_training', 'own_folder', 'train', 'threads']
 
 # %% ../../nbs/learning/03_training.ipynb #cell-003
 import hashlib
@@ -34,7 +34,8 @@ from transformers import (
 from transformers.trainer_pt_utils import get_length_grouped_indices
 
 from ..core.metrics import score
-from ..core.store import room, write_atomic
+from ..core.settings import Count, NotNegative, Positive, Whole, check_all, declarations
+from ..core.store import address, room, write_atomic
 from .losses import cross_entropy
 from ..models.rows import Collate, Rows, gold_labels, model_inputs, predict, predicted_labels
 
@@ -136,6 +137,9 @@ class ObjectiveTrainer(Trainer):
     def training_step(self, model: torch.nn.Module, inputs: dict, num_items_in_batch: Any = None) -> torch.Tensor:
         """Forward and backward; in several processes the gradients are averaged."""
         loss = super().training_step(model, inputs, num_items_in_batch)
+        if not torch.isfinite(loss):
+            step, lr = self.state.global_step + 1, self.args.learning_rate
+            raise ValueError(f"the loss is {loss.item()} at step {step}: try a smaller learning rate than {lr:g}")
         if self.args.world_size > 1:
             _average(self.model, self.accelerator)
         return loss
@@ -217,26 +221,24 @@ def last_checkpoint(folder: Path) -> str | None:
     return next((str(path) for path in whole if not best[path] or folder / Path(best[path]).name in whole), None)
 
 # %% ../../nbs/learning/03_training.ipynb #c08check1
-def check_training(folder: Path | None = None, **numbers: Any) -> None:
-    """Refuse what would stop a training later: a number that is not positive, a folder that cannot be written.
+def check_training(folder: Path | None = None, **settings: Any) -> None:
+    """Refuse what would stop a training later: a setting that may not be that, a folder that cannot be written.
 
     Parameters
     ----------
     folder: where checkpoints will live, or None.
-    numbers: settings that must be positive, by name.
+    settings: arguments of `train`, by name.
 
     Raises
     ------
     ValueError
-        A number is not one, or not positive.
+        A setting is not what its annotation says.
     OSError
         The folder cannot be written; the message says what to do.
     """
-    for name, value in numbers.items():
-        if isinstance(value, bool) or not isinstance(value, (int, float)):
-            raise ValueError(f"{name}={value!r} should be a number")
-        if not value > 0:
-            raise ValueError(f"{name}={value} must be positive")
+    if unknown := settings.keys() - declarations(train).keys():
+        raise ValueError(f"training has no setting {min(unknown)!r}, expected some of {', '.join(declarations(train))}")
+    check_all(train, settings)
     if folder is not None:
         write_atomic(Path(folder) / ".writable", "").unlink()
 
@@ -266,6 +268,22 @@ def _run(trainer: ObjectiveTrainer) -> None:
         trainer.train(resume_from_checkpoint=found)
     trainer.accelerator.wait_for_everyone()  # before the first process deletes a temporary folder
 
+# %% ../../nbs/learning/03_training.ipynb #cc3b6befb
+def own_folder(folder: Path, settings: dict, model: torch.nn.Module, rows: Rows, select: Rows | None) -> None:
+    """Claim a folder for one training.
+
+    Raises
+    ------
+    ValueError
+        It holds the checkpoints of another training.
+    """
+    shapes = {name: list(weight.shape) for name, weight in model.state_dict().items()}
+    parts = dict(rows=rows.sha256(), select=select and select.sha256())
+    own, note = address(dict(settings=settings, shapes=shapes, **parts)), Path(folder) / "training.txt"
+    if note.exists() and note.read_text() != own and last_checkpoint(Path(folder)):
+        raise ValueError(f"folder={str(folder)!r} holds the checkpoints of another training: choose another folder, or delete it")
+    write_atomic(note, own)
+
 # %% ../../nbs/learning/03_training.ipynb #cell-031a
 TRAINING_VERSION = 1  # raised when the same call of `train` gives other weights than before
 
@@ -277,8 +295,9 @@ def _callbacks(patience: int | None, in_memory: bool) -> list[TrainerCallback]:
 def train(
     model: torch.nn.Module, train: "Dataset", select: "Dataset | None", tokenizer: PreTrainedTokenizerBase, *,
     objective: Callable | None = None, metric: str = "accuracy", label_names: tuple[str, ...] | None = None,
-    steps: int = 500, lr: float = 5e-5, head_lr: float = 0.0, batch_size: int = 32, looks: int = 5, patience: int | None = None,
-    seed: int = 0, bf16: bool = False, folder: Path | None = None, collate: Callable | None = None, progress: bool = False,
+    steps: Count = 500, lr: Positive = 5e-5, head_lr: NotNegative = 0.0, batch_size: Count = 32, looks: Count = 5,
+    patience: Count | None = None, seed: Whole = 0, bf16: bool = False, folder: Path | None = None,
+    collate: Callable | None = None, progress: bool = False,
 ) -> list[dict]:  # fmt: skip
     """Minimise an objective on `train` in place, keep the weights that score best on `select`, return the log.
 
@@ -295,12 +314,16 @@ def train(
     Raises
     ------
     ValueError
-        No rows to train on, or a setting that is not positive.
+        No rows to train on, a setting that may not be that, a folder with checkpoints of another training, or a loss or weights
+        that are not finite.
     """
-    check_training(folder, steps=steps, lr=lr, head_lr=head_lr or lr, batch_size=batch_size, looks=looks)
+    numbers = dict(steps=steps, lr=lr, head_lr=head_lr, batch_size=batch_size, looks=looks, patience=patience, seed=seed)
+    check_training(folder, bf16=bf16, progress=progress, **numbers)
     if not len(train):
         raise ValueError("train has no rows")
     rows, chosen_on = Rows.of(train), None if select is None else Rows.of(select)
+    if folder is not None:
+        own_folder(folder, dict(numbers, bf16=bf16, metric=metric), model, rows, chosen_on)
     gold, selects, saves = None if select is None else gold_labels(select), select is not None, None not in (select, folder)
     settings = dict(learning_rate=lr, seed=seed, bf16=bf16, disable_tqdm=not progress)
     with tempfile.TemporaryDirectory() as nowhere:
@@ -314,6 +337,8 @@ def train(
         )  # fmt: skip
         _run(trainer)
         trainer.accelerator.unwrap_model(model, keep_fp32_wrapper=False)  # or bf16 would stay when training is over
+    if broken := next((name for name, weight in model.named_parameters() if not torch.isfinite(weight).all()), None):
+        raise ValueError(f"the weights {broken} are not finite after step {steps}: try a smaller learning rate than {lr:g}")
     model.eval()
     return trainer.state.log_history
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
+from ..core.settings import Count, NotNegative, Positive, Share, Start, Whole
 from ..core.store import Store
 from ..learning.following import Follower, intermediate_losses, start_maps
 from ..learning.knowledge import add_teacher_logits
@@ -160,11 +161,11 @@ def _check(problem: Problem, layers: int, width: int | None, heads: int | None, 
 # %% ../../nbs/metakd/05_meta_distillation.ipynb #cell-024
 @register_method(
     "single_tinybert_kd", "a narrow student of the domain's own teacher", title="single, TinyBERT-KD", paper="arXiv 2012.01266",
-    reads_source=True, several_domains=True, family="distillation", version=2,
+    reads_source=True, needs_source=False, several_domains=True, family="distillation", version=2,
 )  # fmt: skip
 def fit_single_tinybert_kd(
-    problem: Problem, of: str = "", stage1_steps: int | None = None, stage1_lr: float | None = None, stage1_seed: int = 0,
-    layers: int = 4, width: int | None = None, heads: int | None = None, inner: int | None = None, init: str = "layers",
+    problem: Problem, of: str = "", stage1_steps: Count | None = None, stage1_lr: Positive | None = None, stage1_seed: Whole = 0,
+    layers: Count = 4, width: Count | None = None, heads: Count | None = None, inner: Count | None = None, init: Start = "layers",
 ) -> PreTrainedModel:  # fmt: skip
     """TinyBERT-KD from the target domain's own teacher, or from that of one other domain.
 
@@ -185,9 +186,9 @@ def fit_single_tinybert_kd(
     reads_source=True, several_domains=True, family="distillation", version=2,
 )  # fmt: skip
 def fit_mix_tinybert_kd(
-    problem: Problem, leave_out: bool = False, stage1_steps: int | None = None, stage1_lr: float | None = None,
-    stage1_seed: int = 0, layers: int = 4, width: int | None = None, heads: int | None = None, inner: int | None = None,
-    init: str = "layers",
+    problem: Problem, leave_out: bool = False, stage1_steps: Count | None = None, stage1_lr: Positive | None = None,
+    stage1_seed: Whole = 0, layers: Count = 4, width: Count | None = None, heads: Count | None = None, inner: Count | None = None,
+    init: Start = "layers",
 ) -> PreTrainedModel:  # fmt: skip
     """TinyBERT-KD from the teacher of the mixed rows.
 
@@ -207,9 +208,9 @@ def fit_mix_tinybert_kd(
     reads_source=True, several_domains=True, family="distillation", version=2,
 )  # fmt: skip
 def fit_mtl_tinybert_kd(
-    problem: Problem, leave_out: bool = False, stage1_steps: int | None = None, stage1_lr: float | None = None,
-    stage1_seed: int = 0, layers: int = 4, width: int | None = None, heads: int | None = None, inner: int | None = None,
-    init: str = "layers",
+    problem: Problem, leave_out: bool = False, stage1_steps: Count | None = None, stage1_lr: Positive | None = None,
+    stage1_seed: Whole = 0, layers: Count = 4, width: Count | None = None, heads: Count | None = None, inner: Count | None = None,
+    init: Start = "layers",
 ) -> PreTrainedModel:  # fmt: skip
     """TinyBERT-KD from the multi-task teacher's model of the target, or the mean of its heads if the target was left out.
 
@@ -237,9 +238,9 @@ def mean_logits(said: list[np.ndarray], temperature: float = 1.0) -> np.ndarray:
     reads_source=True, several_domains=True, family="distillation",
 )  # fmt: skip
 def fit_multi_mtn_kd(
-    problem: Problem, temperature: float = 1.0, leave_out: bool = False, stage1_steps: int | None = None,
-    stage1_lr: float | None = None, stage1_seed: int = 0, layers: int = 4, width: int | None = None, heads: int | None = None,
-    inner: int | None = None, init: str = "layers",
+    problem: Problem, temperature: Positive = 1.0, leave_out: bool = False, stage1_steps: Count | None = None,
+    stage1_lr: Positive | None = None, stage1_seed: Whole = 0, layers: Count = 4, width: Count | None = None,
+    heads: Count | None = None, inner: Count | None = None, init: Start = "layers",
 ) -> PreTrainedModel:  # fmt: skip
     """A student that imitates the mean prediction of the single teachers of all domains (MTN-KD, You et al. 2017).
 
@@ -266,10 +267,10 @@ def fit_multi_mtn_kd(
     reads_source=True, several_domains=True, family="distillation", version=2,
 )  # fmt: skip
 def fit_meta_tinybert_kd(
-    problem: Problem, gamma_1: float = 0.1, score: str = "class", alpha: float = 0.5, zeta: float | None = None,
-    weighted: bool = True, corruption: str = "others", leave_out: bool = False, stage1_steps: int | None = None,
-    stage1_lr: float | None = None, stage1_seed: int = 0, layers: int = 4, width: int | None = None, heads: int | None = None,
-    inner: int | None = None, init: str = "layers",
+    problem: Problem, gamma_1: NotNegative = 0.1, score: str = "class", alpha: Share = 0.5, zeta: float | None = None,
+    weighted: bool = True, corruption: str = "others", leave_out: bool = False, stage1_steps: Count | None = None,
+    stage1_lr: Positive | None = None, stage1_seed: Whole = 0, layers: Count = 4, width: Count | None = None,
+    heads: Count | None = None, inner: Count | None = None, init: Start = "layers",
 ) -> PreTrainedModel:  # fmt: skip
     """TinyBERT-KD from the meta-teacher.
 
@@ -300,11 +301,11 @@ def _weights_of(
     paper="arXiv 2012.01266", reads_source=True, several_domains=True, family="distillation", version=2,
 )  # fmt: skip
 def fit_meta_distillation(
-    problem: Problem, gamma_1: float = 0.1, gamma_2: float = 0.3, score: str = "class", alpha: float = 0.5,
-    zeta: float | None = None, weighted: bool = True, corruption: str = "others", temperature: float = 1.0,
-    joint: bool = False, leave_out: bool = False, stage1_steps: int | None = None, stage1_lr: float | None = None,
-    stage1_seed: int = 0, layers: int = 4, width: int | None = None, heads: int | None = None, inner: int | None = None,
-    init: str = "layers",
+    problem: Problem, gamma_1: NotNegative = 0.1, gamma_2: NotNegative = 0.3, score: str = "class", alpha: Share = 0.5,
+    zeta: float | None = None, weighted: bool = True, corruption: str = "others", temperature: Positive = 1.0,
+    joint: bool = False, leave_out: bool = False, stage1_steps: Count | None = None, stage1_lr: Positive | None = None,
+    stage1_seed: Whole = 0, layers: Count = 4, width: Count | None = None, heads: Count | None = None, inner: Count | None = None,
+    init: Start = "layers",
 ) -> PreTrainedModel:  # fmt: skip
     """A student of one domain from the meta-teacher of all (Meta-KD, arXiv 2012.01266).
 

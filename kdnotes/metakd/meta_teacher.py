@@ -14,6 +14,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.modeling_outputs import ModelOutput
 
+from ..core.settings import Count, NotNegative, Positive, Share, Whole
 from ..learning.losses import cross_entropy
 from ..learning.problem import Problem
 from ..learning.registry import register_method
@@ -157,9 +158,9 @@ def meta_teacher(
     reads_source=True, several_domains=True, family="reference", role="another teacher",
 )  # fmt: skip
 def fit_meta_teacher(
-    problem: Problem, gamma_1: float = 0.1, score: str = "class", alpha: float = 0.5, zeta: float | None = None,
-    weighted: bool = True, corruption: str = "others", leave_out: bool = False, stage1_steps: int | None = None,
-    stage1_lr: float | None = None, stage1_seed: int = 0,
+    problem: Problem, gamma_1: NotNegative = 0.1, score: str = "class", alpha: Share = 0.5, zeta: float | None = None,
+    weighted: bool = True, corruption: str = "others", leave_out: bool = False, stage1_steps: Count | None = None,
+    stage1_lr: Positive | None = None, stage1_seed: Whole = 0,
 ) -> PreTrainedModel:  # fmt: skip
     """The meta-teacher as a model of the task (Meta-KD).
 

@@ -19,6 +19,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 from transformers.modeling_outputs import SequenceClassifierOutput
 
 from ..core.hashes import model_sha256, rows_sha256, words_sha256
+from ..core.settings import Count, Positive, Whole
 from ..learning.losses import cross_entropy
 from ..learning.problem import Problem
 from ..learning.registry import register_method
@@ -186,8 +187,8 @@ def fit_teacher_single(problem: Problem) -> PreTrainedModel:
     several_domains=True, family="reference", role="another teacher",
 )  # fmt: skip
 def fit_teacher_mix(
-    problem: Problem, leave_out: bool = False, stage1_steps: int | None = None, stage1_lr: float | None = None,
-    stage1_seed: int = 0,
+    problem: Problem, leave_out: bool = False, stage1_steps: Count | None = None, stage1_lr: Positive | None = None,
+    stage1_seed: Whole = 0,
 ) -> PreTrainedModel:  # fmt: skip
     """One teacher for the rows of all domains.
 
@@ -205,8 +206,8 @@ def fit_teacher_mix(
     several_domains=True, family="reference", role="another teacher",
 )  # fmt: skip
 def fit_teacher_mtl(
-    problem: Problem, leave_out: bool = False, stage1_steps: int | None = None, stage1_lr: float | None = None,
-    stage1_seed: int = 0,
+    problem: Problem, leave_out: bool = False, stage1_steps: Count | None = None, stage1_lr: Positive | None = None,
+    stage1_seed: Whole = 0,
 ) -> PreTrainedModel:  # fmt: skip
     """One encoder for all domains with a head for each; the target's model, or the mean of the heads if it was left out.
 

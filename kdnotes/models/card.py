@@ -6,7 +6,8 @@
 __all__ = ['LATENCY_LENGTH', 'PIPELINES', 'Card', 'model_card', 'save_student']
 
 # %% ../../nbs/models/06_card.ipynb #cell-003
-from dataclasses import dataclass
+import warnings
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
@@ -28,6 +29,8 @@ class Card:
     score, low, high: the student's, with its 95 % interval.
     cost, teacher_cost: see `kdnotes.models.cost.measure`.
     made: what it was made from: teacher, data, seed, settings, with checksums.
+    baselines: scores on the same rows of what knows next to nothing, by name.
+    doubts: why the student may be a broken one, in words.
     """
 
     method: str
@@ -41,15 +44,24 @@ class Card:
     cost: dict
     teacher_cost: dict
     made: dict
+    baselines: dict = field(default_factory=dict)
+    doubts: tuple[str, ...] = ()
+
+    @property
+    def scored(self) -> str:
+        """The metric with what it counts."""
+        return f"{self.metric} of {self.made['labels'][1]!r}" if self.metric == "f1" else self.metric
 
     def __str__(self) -> str:
         size, teacher_size = self.cost["size_bytes"] / 1e6, self.teacher_cost["size_bytes"] / 1e6
-        return (
-            f"{self.method}: {self.metric} {self.score:.3f} [{self.low:.3f}, {self.high:.3f}] "
-            f"on {self.rows} rows of {self.split}, the teacher {self.teacher_score:.3f}\n"
+        others = ", ".join(f"{name} {score:.3f}" for name, score in {"the teacher": self.teacher_score, **self.baselines}.items())
+        return "\n".join([
+            f"{self.method}: {self.scored} {self.score:.3f} [{self.low:.3f}, {self.high:.3f}] on {self.rows} {self.split} rows",
+            f"beside it: {others}",
             f"{self.cost['params']:,} parameters, {size:.1f} MB (the teacher {teacher_size:.1f} MB), "
-            f"{self.cost['latency_ms']:.1f} ms, {self.cost['speedup']:.1f}x the teacher's speed"
-        )
+            f"{self.cost['latency_ms']:.1f} ms, {self.cost['speedup']:.1f}x the teacher's speed",
+            *(f"doubtful: {doubt}" for doubt in self.doubts),
+        ])  # fmt: skip
 
 # %% ../../nbs/models/06_card.ipynb #cell-008
 PIPELINES = {"single": "text-classification", "pair": "text-classification", "tokens": "token-classification"}
@@ -80,11 +92,12 @@ Labels: {labels}. It reads at most {made[max_length]} tokens.
 
 ## Numbers
 
-| | {card.metric} on {card.rows} rows of *{card.split}* | 95 % interval | parameters | size in MB | latency in ms |
+| | {card.scored} on {card.rows} rows of *{card.split}* | 95 % interval | parameters | size in MB | latency in ms |
 |---|---|---|---|---|---|
 | this student | {card.score:.3f} | {card.low:.3f} to {card.high:.3f} | {cost[params]:,} | {size:.1f} | {cost[latency_ms]:.2f} |
 | its teacher | {card.teacher_score:.3f} | {low:.3f} to {high:.3f} | {tcost[params]:,} | {tsize:.1f} | {tcost[latency_ms]:.2f} |
-
+{baselines}
+{doubts}
 The intervals are bootstrapped over the rows, for one seed; they do not cover other seeds.
 Latency is of one sequence of {length} tokens on a processor.{flatters}
 
@@ -100,6 +113,12 @@ Latency is of one sequence of {length} tokens on a processor.{flatters}
 """
 
 # %% ../../nbs/models/06_card.ipynb #ca2096ed4
+_FLATTERS = {
+    "select": " *select* chose the weights, so its numbers flatter.",
+    "train": " These are the rows that it was trained on, so its numbers flatter; the last weights were kept.",
+}
+
+
 def _use(student: PreTrainedModel, name: str) -> str:
     own = "import kdnotes.methods  # knows this kind of model\n" if type(student).__module__.startswith("kdnotes") else ""
     card: Card = getattr(student, "card")  # noqa: B009, the type of a model does not know it
@@ -127,8 +146,10 @@ def model_card(student: PreTrainedModel, name: str = "student") -> ModelCard:
         name=name, card=card, made=made, use=_use(student, name), labels=", ".join(made["labels"]),
         cost=card.cost, tcost=card.teacher_cost, size=card.cost["size_bytes"] / 1e6, tsize=card.teacher_cost["size_bytes"] / 1e6,
         length=made["latency_length"], low=made["teacher_interval"][0], high=made["teacher_interval"][1],
+        baselines="".join(f"| {name} | {score:.3f} | | | | |\n" for name, score in card.baselines.items()),
+        doubts="".join(f"**Doubtful**: {doubt}.\n" for doubt in card.doubts),
         data=made["data_name"] or "own data", seed=made["training"]["seed"],
-        flatters=" *select* chose the weights, so its numbers flatter." if card.split == "select" else "",
+        flatters=_FLATTERS.get(card.split, ""),
         training=_listed({k: v for k, v in made["training"].items() if k not in ("seed", "progress")}),
         settings=_listed(made["settings"]), libraries=_listed(made["libraries"]),
     )  # fmt: skip
@@ -136,24 +157,32 @@ def model_card(student: PreTrainedModel, name: str = "student") -> ModelCard:
 
 # %% ../../nbs/models/06_card.ipynb #cell-014
 def save_student(
-    student: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: str | Path, name: str | None = None
+    student: PreTrainedModel, folder: str | Path, name: str | None = None, tokenizer: PreTrainedTokenizerBase | None = None
 ) -> Path:  # fmt: skip
     """Write a student, its tokenizer and its model card to a folder that `pipeline` and the hub can read.
+
+    A student without a card is written without a page, with a warning.
 
     Parameters
     ----------
     name: of the model on its page; the folder's if None.
+    tokenizer: the one that `distill` has hung on the student if None.
 
     Raises
     ------
     ValueError
-        The student has no card.
+        There is no tokenizer.
     OSError
         The folder cannot be written.
     """
-    folder = Path(folder)
-    page = model_card(student, name or folder.name).content
-    write_atomic(folder / "README.md", page)
+    folder, tokenizer = Path(folder), tokenizer or getattr(student, "tokenizer", None)
+    if tokenizer is None:
+        raise ValueError("this model has no tokenizer of its own: give tokenizer=...")
+    write_atomic(folder / ".writable", "").unlink()
+    if getattr(student, "card", None) is None:
+        warnings.warn("the student has no card, so no README.md is written", stacklevel=2)
+    else:
+        write_atomic(folder / "README.md", model_card(student, name or folder.name).content)
     student.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder

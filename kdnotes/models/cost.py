@@ -24,6 +24,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import BertConfig, BertForSequenceClassification, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
+from .encoders import longest_text
+
 _log = logging.getLogger(__name__)
 
 # %% ../../nbs/models/04_cost.ipynb #cell-010
@@ -80,7 +82,7 @@ _RULES = {torch.ops.aten.mkldnn_rnn_layer: _lstm_layer, torch.ops.quantized.line
 # %% ../../nbs/models/04_cost.ipynb #cell-029
 def _inputs(model: nn.Module, length: int, batch: int) -> dict[str, torch.Tensor]:
     config = getattr(model, "config", None)
-    positions = getattr(config, "max_position_embeddings", None) or math.inf
+    positions = longest_text(model) if isinstance(model, PreTrainedModel) else math.inf
     if not 1 <= length <= positions or batch < 1:
         raise ValueError(f"cannot read {batch} texts of {length} tokens: this model takes 1 to {positions} tokens")
     generator = torch.Generator().manual_seed(0)  # leaves the global one alone: measuring must not change a run
@@ -93,7 +95,10 @@ def _at_rest(model: nn.Module) -> Iterator[None]:
     """The model on the CPU, in evaluation mode, without gradients; restored afterwards."""
     device = next((tensor.device for tensor in model.parameters()), torch.device("cpu"))
     training = {module: module.training for module in model.modules()}
+    trained = [weight for weight in model.parameters() if weight.requires_grad]
     model.cpu().eval()  # outside of inference mode, or moved weights could not be trained afterwards
+    for weight in trained:
+        weight.requires_grad_(False)  # DeBERTa hands a weight from module to module, where the counter would ask for its gradient
     try:
         with torch.inference_mode():
             yield
@@ -101,6 +106,8 @@ def _at_rest(model: nn.Module) -> Iterator[None]:
         model.to(device)
         for module, mode in training.items():
             module.training = mode
+        for weight in trained:
+            weight.requires_grad_(True)
 
 # %% ../../nbs/models/04_cost.ipynb #cell-030
 def flops(model: nn.Module, length: int = 128, batch: int = 1) -> int:
@@ -243,20 +250,21 @@ def measure(
 ) -> dict[str, float]:
     """What a model costs, beside its teacher and beside the shape of BERT-base.
 
+    Parameters
+    ----------
+    length: tokens of the text; fewer where one of the two cannot read so many.
+
     Returns
     -------
     params, params_no_embeddings: see `parameters`.
     size_bytes: see `stored_bytes`.
     flops: of one forward pass.
+    length: of the text that was read.
     latency_ms: of one forward pass on the CPU.
     speedup: latency of the teacher / of the model, 1 for the teacher itself.
     speedup_bert: latency of the shape of BERT-base / of the model.
-
-    Raises
-    ------
-    ValueError
-        One of the models cannot take texts of this length.
     """
+    length = min(length, *(longest_text(one) for one in (model, teacher)))
     models = {"model": model, "bert": bert_base_shape()}
     if teacher is not model:
         models["teacher"] = teacher
@@ -266,6 +274,7 @@ def measure(
         **parameters(model),
         "size_bytes": stored_bytes(model),
         "flops": flops(model, length, batch),
+        "length": length,
         "latency_ms": ms["model"],
         "speedup": ms.get("teacher", ms["model"]) / ms["model"],
         "speedup_bert": ms["bert"] / ms["model"],

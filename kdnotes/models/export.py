@@ -31,7 +31,8 @@ from transformers import (
 from transformers.modeling_outputs import SequenceClassifierOutput
 
 from .cost import flops, parameters
-from .encoders import label_maps
+from .encoders import label_maps, longest_text
+from .rows import answer
 
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession
@@ -155,15 +156,22 @@ class OnnxClassifier(PreTrainedModel):
         return torch.device("cpu")
 
     def forward(
-        self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None, token_type_ids: torch.Tensor | None = None, **_
-    ) -> SequenceClassifierOutput:
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None, token_type_ids: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None, **_: Any,
+    ) -> SequenceClassifierOutput:  # fmt: skip
         """Logits as the original gave them, without gradients."""
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         types = torch.zeros_like(input_ids) if token_type_ids is None else token_type_ids
         given = dict(input_ids=input_ids, attention_mask=mask, token_type_ids=types)
         taken = {one.name for one in self.session.get_inputs()}
         inputs = {name: value.cpu().numpy().astype(np.int64) for name, value in given.items() if name in taken}
-        return SequenceClassifierOutput(logits=torch.from_numpy(self.session.run(["logits"], inputs)[0]))
+        return answer(torch.from_numpy(self.session.run(["logits"], inputs)[0]), labels)
+
+    def __deepcopy__(self, memo: dict) -> "OnnxClassifier":
+        """Another one with a session of its own: a session cannot be copied."""
+        again = OnnxClassifier(copy.deepcopy(self.config, memo))
+        again.content, again.session = self.content, _session(self.content, self.config.threads) if self.content else None
+        return again.train(self.training)
 
     def save_pretrained(self, folder: str | Path, **_) -> None:
         """Write the ONNX file and the config."""
@@ -212,7 +220,7 @@ def to_onnx(model: PreTrainedModel, int8: bool = False, kind: str = "single", th
         The export packages are missing, or the model cannot be written as ONNX.
     """
     own = model.config
-    limit = getattr(own, "max_position_embeddings", 512)
+    limit = min(longest_text(model), 10**6)
     config = OnnxConfig(
         vocab_size=getattr(own, "vocab_size", 1), max_position_embeddings=limit, kind=kind, threads=threads,
         counts=parameters(model), flops=flops(model, min(128, limit)), flops_length=min(128, limit),
