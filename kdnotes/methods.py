@@ -20,7 +20,7 @@ from .core.metrics import bootstrap, check_metric, score
 from .core.provenance import provenance
 from .core.settings import Count, NotNegative, Positive, Whole, check_all
 from .core.store import Store, address
-from .data.columns import Columns, as_dataset, split_apart
+from .data.columns import Columns, split_apart
 from .data.labels import read_rows
 from .learning.problem import Problem
 from .learning.registry import METHODS, Method, check_settings, declared, find_method, with_role
@@ -45,7 +45,7 @@ _all_ = ["METHODS", "find_method"]  # whoever imports them from here finds every
 # %% ../nbs/01_methods.ipynb #c2014d945
 def _own_folder(folder: Path | None, **given: Any) -> Path | None:
     """The folder of one training inside of `folder`, named after everything that it depends on."""
-    return None if folder is None else Path(folder) / address(given)
+    return None if folder is None else Path(folder) / address({k: value for k, value in given.items() if k != "progress"})
 
 
 def _tokenizer_of(
@@ -66,6 +66,24 @@ def _source_of(model: PreTrainedModel | str | Path) -> str | None:
     if isinstance(model, (str, Path)):
         return str(model)
     return str(model.name_or_path) if Path(str(model.name_or_path or "/no/where")).is_dir() else None
+
+# %% ../nbs/01_methods.ipynb #cbf1dbc91
+def _encoded(rows: "Dataset", tokenizer: PreTrainedTokenizerBase, columns: Columns, max_length: int) -> "Dataset":
+    return encode(rows, tokenizer, columns.text, columns.label, max_length, columns.kind)
+
+
+def _under_a_head(
+    encoder: PreTrainedModel | str | Path, tokenizer: PreTrainedTokenizerBase, columns: Columns, max_length: int, seed: int
+) -> PreTrainedModel:
+    """An encoder with a new head for the labels, checked."""
+    set_seed(seed)
+    if isinstance(encoder, (str, Path)):
+        model = load_encoder(str(encoder), columns.labels, columns.kind)
+    else:
+        model = make_student(in_float32(encoder), columns.labels, columns.kind, layers=encoder.config.num_hidden_layers)
+    check_words("encoder", model, tokenizer, _source_of(encoder))
+    check_model("encoder", model, max_length)
+    return model
 
 # %% ../nbs/01_methods.ipynb #cell-020
 def fine_tune(
@@ -93,30 +111,17 @@ def fine_tune(
     """
     check_all(fine_tune, dict(max_length=max_length, seed=seed, epochs=epochs, steps=steps, batch_size=batch_size))
     check_training(folder, **training)
-    train, select, _ = split_apart(train, select, None)
-    columns, data = read_rows(train, text, label, labels, kind, select=select)
+    columns, data = read_rows(text=text, label=label, labels=labels, kind=kind, **split_apart(train, select=select))
     metric = check_metric(metric, columns.kind, columns.labels)
     tokenizer = _tokenizer_of("encoder", encoder, tokenizer)
-    set_seed(seed)
-    if isinstance(encoder, (str, Path)):
-        model = load_encoder(str(encoder), columns.labels, columns.kind)
-    else:
-        model = make_student(in_float32(encoder), columns.labels, columns.kind, layers=encoder.config.num_hidden_layers)
-    check_words("encoder", model, tokenizer, _source_of(encoder))
-    check_model("encoder", model, max_length)
-    rows, chosen_on = (part and _encoded(part, tokenizer, columns, max_length) for part in (data["train"], data["select"]))
-    settings = dict(metric=metric, seed=seed, steps=steps or steps_of(epochs, len(rows), batch_size), batch_size=batch_size)
-    settings |= training
-    own = _own_folder(
-        folder, model=model_sha256(model), rows=[part and rows_sha256(part) for part in (rows, chosen_on)], **settings
-    )
-    train_model(model, rows, chosen_on, tokenizer, label_names=columns.labels, folder=own, **settings)
+    model = _under_a_head(encoder, tokenizer, columns, max_length, seed)
+    parts = [part and _encoded(part, tokenizer, columns, max_length) for part in (data["train"], data["select"])]
+    steps = steps or steps_of(epochs, len(parts[0]), batch_size)
+    training |= dict(metric=metric, seed=seed, steps=steps, batch_size=batch_size)
+    own = _own_folder(folder, model=model_sha256(model), rows=[part and rows_sha256(part) for part in parts], **training)
+    train_model(model, *parts, tokenizer, label_names=columns.labels, folder=own, **training)
     model.tokenizer = tokenizer
     return model
-
-
-def _encoded(rows: "Dataset", tokenizer: PreTrainedTokenizerBase, columns: Columns, max_length: int) -> "Dataset":
-    return encode(rows, tokenizer, columns.text, columns.label, max_length, columns.kind)
 
 # %% ../nbs/01_methods.ipynb #cell-024
 def _baselines(problem: Problem, rows: "Dataset", gold: Any) -> dict[str, float]:
@@ -178,7 +183,7 @@ def make_card(method: str, student: PreTrainedModel, problem: Problem, rows: "Da
     )
 
 # %% ../nbs/01_methods.ipynb #a5b7e90c
-def check_needs(method: Method, settings: dict, source: Any, select: Any) -> None:
+def check_needs(method: Method, source: Any, select: Any) -> None:
     """Refuse a method that lacks what it learns from.
 
     Raises
@@ -194,35 +199,27 @@ def check_needs(method: Method, settings: dict, source: Any, select: Any) -> Non
 
 
 def read_source(
-    source: "Dataset", domain: str, names: list[str], target: str, tokenizer: PreTrainedTokenizerBase, columns: Columns,
-    max_length: int,
-) -> "tuple[Dataset, tuple[str, ...]]":  # fmt: skip
+    source: "Dataset", domain: str, target: str, tokenizer: PreTrainedTokenizerBase, columns: Columns, max_length: int
+) -> "tuple[Dataset, tuple[str, ...]]":
     """The encoded rows of other domains with their domain's index, and the names of all domains, the target first.
 
     Parameters
     ----------
     source: with label ids as in `train`.
-    domain, names: the column that named each row's domain, and what stood there.
+    domain: the column that names each row's domain.
 
     Raises
     ------
     ValueError
-        They hold rows of the target.
+        There is no such column, or it names the target.
     """
+    if domain not in source.column_names:
+        raise ValueError(f"source has no column {domain!r} that names a row's domain, only {', '.join(source.column_names)}")
+    names = source[domain][:]
     domains = (target, *sorted(set(names)))
     if target in domains[1:]:
         raise ValueError(f"source holds rows of the target domain {target!r}, which belong in train")
-    rows = _encoded(source, tokenizer, columns, max_length)
-    return rows.add_column("domain", [domains.index(name) for name in names]), domains
-
-
-def _domain_names(source: "Dataset | None", domain: str) -> list[str]:
-    if source is None:
-        return []
-    source = as_dataset(source, "source")
-    if domain not in source.column_names:
-        raise ValueError(f"source has no column {domain!r} that names a row's domain, only {', '.join(source.column_names)}")
-    return source[domain][:]
+    return _encoded(source, tokenizer, columns, max_length).add_column("domain", [domains.index(n) for n in names]), domains
 
 # %% ../nbs/01_methods.ipynb #c0864f71b
 def _names_of(teacher: PreTrainedModel | str | Path) -> tuple[str, ...]:
@@ -251,18 +248,30 @@ def _load_models(
 
 
 def _problem(
-    models: tuple, columns: Columns, data: "dict[str, Dataset | None]", max_length: int, domain: str, names: list[str],
-    target: str, **given: Any,
-) -> Problem:  # fmt: skip
-    """What a method is given: the teacher and encoded rows, those of other domains among them."""
+    method: Method, models: tuple, columns: Columns, data: "dict[str, Dataset | None]", domain: str, target: str,
+    max_length: int, **given: Any,
+) -> "tuple[Problem, Dataset | None]":  # fmt: skip
+    """What a method is given, rows of other domains among it, and apart from that the rows to report on."""
+    check_needs(method, data["source"], data["select"])
     tokenizer, domains = models[-1], (target,)
     rows = {name: part and _encoded(part, tokenizer, columns, max_length) for name, part in data.items() if name != "source"}
+    source, unseen = None, rows.pop("report")
     if data["source"] is not None:
-        rows["source"], domains = read_source(data["source"], domain, names, target, tokenizer, columns, max_length)
-    source = rows.get("source")
-    return Problem(*models, rows["train"], rows["select"], columns.labels, columns.kind, source=source, domains=domains, **given)
+        source, domains = read_source(data["source"], domain, target, tokenizer, columns, max_length)
+    found = Problem(*models, *rows.values(), columns.labels, columns.kind, source=source, domains=domains, **given)
+    return found, unseen
 
 # %% ../nbs/01_methods.ipynb #c94b31d57
+def _checked(
+    method: Method, settings: dict, folder: Path | None, max_length: int, epochs: float, steps: int, **training: Any
+) -> tuple[dict, dict[str, Any]]:
+    """All settings of the method, and the arguments of the training, which may be what they are."""
+    settings = check_settings(method, settings)
+    check_all(distill, dict(max_length=max_length, epochs=epochs, steps=steps, **training))
+    check_training(folder)
+    return settings, training
+
+
 def _depends_on(problem: Problem, method: Method, settings: dict) -> dict:
     """Everything that a student depends on."""
     parts = (problem.train, problem.select, problem.source)
@@ -274,15 +283,23 @@ def _depends_on(problem: Problem, method: Method, settings: dict) -> dict:
     )  # fmt: skip
 
 
-def _with_card(student: PreTrainedModel, method: str, problem: Problem, rows: "Dataset | None", **made: Any) -> PreTrainedModel:
-    """The student with its card; without one, and a warning, if none can be made."""
+def _hang_card(student: PreTrainedModel, method: str, problem: Problem, rows: "Dataset | None", train: Any, **made: Any) -> None:
+    """Hang its card on a student; or say that none can be made."""
     try:
-        student.card = make_card(method, student, problem, rows, **made)
+        name = getattr(getattr(train, "info", None), "dataset_name", None) or ""
+        student.card = make_card(method, student, problem, rows, data_name=name, **made)
     except Exception as error:  # whatever it is, the student is made
         warnings.warn(f"the student is made, its card is not: {error}", stacklevel=3)
-        return student
+        return
     for doubt in student.card.doubts:
         warnings.warn(f"a doubtful student: {doubt}", stacklevel=3)
+
+# %% ../nbs/01_methods.ipynb #cc514fed2
+def _fitted(method: Method, problem: Problem, settings: dict, folder: Path | None) -> PreTrainedModel:
+    """The student that a method makes, with its tokenizer; its checkpoints lie in a folder of its own."""
+    problem.folder = None if folder is None else _own_folder(folder, **_depends_on(problem, method, settings))
+    student = method.fit(problem, **settings).eval()
+    student.tokenizer = problem.tokenizer
     return student
 
 # %% ../nbs/01_methods.ipynb #cell-025b
@@ -300,15 +317,13 @@ def distill(
     Parameters
     ----------
     teacher: a fine-tuned Hugging Face encoder, a hub id or a folder.
-    train, select, report: rows to learn from, to make every choice on (the last weights are kept if None), and for the card
-        (`select` if None); in any form that `kdnotes.data.labels.read_rows` reads. A `DatasetDict` as `train` brings its own.
+    train, select, report: rows to learn from, to choose the weights on, and for the card; see `read_rows`, `split_apart`.
     method, settings: a name of `METHODS` and the method's own settings, see `METHODS[method].settings`.
-    card, cache: hang a `Card` on the student as `.card`; where what several students share is kept, such as augmented rows.
+    card, cache, folder: hang a `Card` on it as `.card`; where what students share is kept, and the checkpoints of each.
     text, label, labels, kind: the columns, see `read_rows`; labels are matched to the teacher's by name.
     tokenizer, encoder: the teacher's own if None; students take their first weights from the encoder, a model or its name.
     epochs, steps: passes over `train`, or steps of `batch_size` rows, which count if they are not 0.
     metric, seed, lr, head_lr, batch_size, looks, patience, bf16, progress: see `kdnotes.learning.training.train`.
-    folder: where checkpoints live; every student has its own in it.
     source, domain, target: labelled rows of other domains, their column that names it, and the name of that of `train`.
 
     Raises
@@ -316,27 +331,17 @@ def distill(
     ValueError
         An unknown method or setting, data that cannot be read, or models that do not belong together: before any work.
     """
-    settings = check_settings(chosen := find_method(method), settings)
-    training = dict[str, Any](batch_size=batch_size, looks=looks, lr=lr, head_lr=head_lr, patience=patience, seed=seed, bf16=bf16)
-    training |= dict(progress=progress)
-    check_all(distill, dict(max_length=max_length, epochs=epochs, steps=steps, **training))
-    check_training(folder, **training)
-    train, select, report = split_apart(train, select, report)
-    check_needs(chosen, settings, source, select)
-    names = _domain_names(source, domain)
-    others = dict(select=select, report=report, source=source)
-    columns, data = read_rows(train, text, label, labels, kind, _names_of(teacher), **others)
-    metric = check_metric(metric, columns.kind, columns.labels)
+    training = dict(batch_size=batch_size, looks=looks, lr=lr, head_lr=head_lr, patience=patience, seed=seed, bf16=bf16)
+    chosen, sizes = find_method(method), (folder, max_length, epochs, steps)
+    settings, training = _checked(chosen, settings, *sizes, progress=progress, **training)
+    splits = split_apart(train, select=select, report=report, source=source)
+    columns, data = read_rows(text=text, label=label, labels=labels, kind=kind, known=_names_of(teacher), **splits)
+    given = dict(metric=check_metric(metric, columns.kind, columns.labels), cache=cache, max_length=max_length)
     training |= dict(steps=steps or steps_of(epochs, len(data["train"]), batch_size))
     models = _load_models(teacher, encoder, tokenizer, columns, max_length, seed)
     with frozen(models[0]):
-        unseen = data.pop("report")
-        rows = unseen and _encoded(unseen, models[2], columns, max_length)
-        problem = _problem(
-            models, columns, data, max_length, domain, names, target, metric=metric, training=training, cache=cache
-        )
-        problem.folder = _own_folder(folder, **_depends_on(problem, chosen, settings)) if folder else None
-        student = chosen.fit(problem, **settings).eval()
-        student.tokenizer = problem.tokenizer
-        made = dict(data_name=getattr(getattr(train, "info", None), "dataset_name", "") or "", settings=settings)
-        return _with_card(student, method, problem, rows, max_length=max_length, **made) if card else student
+        problem, rows = _problem(chosen, models, columns, data, domain, target, training=training, **given)
+        student = _fitted(chosen, problem, settings, folder)
+        if card:
+            _hang_card(student, method, problem, rows, splits["train"], max_length=max_length, settings=settings)
+    return student.eval()  # the teacher itself, if that is what was asked for, was given back as it came

@@ -14,7 +14,7 @@ from tiny import SMALL_SEARCH
 from transformers import AutoModelForSequenceClassification, set_seed
 
 import kdnotes
-from kdnotes.data.columns import read_columns
+from kdnotes.data.labels import read_rows
 from kdnotes.l2a import generator
 from kdnotes.learning import augmentation, registry
 from kdnotes.learning.masked_lm import masked_lm
@@ -64,9 +64,11 @@ SMALL = {
 }  # fmt: skip
 
 
-def small(method):
-    """Settings that make a method's student tiny."""
-    return SMALL.get(method, {"layers": 1} if "layers" in METHODS[method].settings else {})
+def small(method, pair=False, tokens=False):
+    """Settings that make a method's student tiny, and rows of two other domains where it learns from them."""
+    settings = SMALL.get(method, {"layers": 1} if "layers" in METHODS[method].settings else {})
+    others = data(24, 5, pair, tokens).add_column("domain", ["here", "there"] * 12)
+    return settings | (dict(source=others) if METHODS[method].reads_source else {})
 
 
 @pytest.fixture(scope="module")
@@ -80,41 +82,53 @@ def students():
 def test_every_method_runs_on_every_kind(method, kind, teachers, students):
     """That it repeats itself: test_experiments.py."""
     train, select = (data(60, seed, kind == "pair", kind == "tokens") for seed in (0, 1))
-    settings = dict(kind=kind, labels=LABELS, metric="accuracy" if kind != "tokens" else "entity_f1")
+    settings = dict(kind=kind, labels=LABELS)
     if kind == "tokens":
         settings |= dict(labels=("O", "B-praise"))
         teachers[kind].config.id2label = {0: "O", 1: "B-praise"}
-    given = QUICK | settings | small(method) | {"epochs": 1}
+    given = QUICK | settings | small(method, kind == "pair", kind == "tokens") | {"epochs": 1}
     model = distill(teachers[kind], train, select, method, **given)
     ids = torch.tensor([[2, 5, 6, 3, 7, 3]])
     logits = model(input_ids=ids, token_type_ids=torch.tensor([[0, 0, 0, 0, 1, 1]])).logits
     assert logits.shape == ((1, 6, 2) if kind == "tokens" else (1, 2)) and not model.training
-    if kind == "single":
-        students[method] = model
+    students[method, kind] = model
 
 
 LOAD = """
 import json, sys, torch, kdnotes.methods
-from transformers import AutoModelForSequenceClassification as Auto
-ids = torch.tensor(json.loads(sys.argv[2]))
-with torch.inference_mode():
-    print(json.dumps({m: Auto.from_pretrained(f"{sys.argv[1]}/{m}").eval()(input_ids=ids).logits.tolist() for m in sys.argv[3:]}))
+from transformers import AutoModelForSequenceClassification, AutoModelForTokenClassification, pipeline
+ids, said = torch.tensor(json.loads(sys.argv[2])), {}
+for name in sys.argv[3:]:
+    tokens = name.endswith("-tokens")
+    auto = AutoModelForTokenClassification if tokens else AutoModelForSequenceClassification
+    model = auto.from_pretrained(f"{sys.argv[1]}/{name}").eval()
+    labels = torch.zeros(ids.shape if tokens else len(ids), dtype=torch.long)
+    with torch.inference_mode():
+        out = model(input_ids=ids, labels=labels)
+    said[name] = out.logits.tolist(), float(out.loss)
+    pipeline("token-classification" if tokens else "text-classification", f"{sys.argv[1]}/{name}", device="cpu")("good film")
+print(json.dumps(said))
 """
 
 
 def test_students_of_all_methods_are_the_same_after_saving_in_a_new_process(teachers, students, tmp_path):
-    ids = [[2, 5, 6, 3]]
+    """Loaded by the Auto class of their task and by `pipeline`, after one import, and with a loss where they are given labels."""
+    ids, names = torch.tensor([[2, 5, 6, 3]]), {}
     for method in METHODS:
-        if method not in students:  # this test alone was asked for
-            students[method] = distill(teachers["single"], data(60), data(40, 1), method, **QUICK | small(method))
-        students[method].save_pretrained(tmp_path / method)
-        files = {path.name for path in (tmp_path / method).iterdir()}
-        assert files in ({"config.json", "model.safetensors"}, {"config.json", "model.onnx"})
-    command = [sys.executable, "-c", LOAD, str(tmp_path), json.dumps(ids), *METHODS]
+        if (method, "single") not in students:  # this test alone was asked for
+            students[method, "single"] = distill(teachers["single"], data(60), data(40, 1), method, **QUICK | small(method))
+    for (method, kind), student in students.items():
+        name = f"{method}-{kind}"
+        names[name] = student
+        kdnotes.save_student(student, tmp_path / name) if kind != "pair" else student.save_pretrained(tmp_path / name)
+        weights = {path.name for path in (tmp_path / name).iterdir()} & {"model.safetensors", "model.onnx"}
+        assert len(weights) == 1 and (kind == "pair" or (tmp_path / name / "tokenizer.json").exists())
+    loaded = [name for name in names if not name.endswith("-pair")]
+    command = [sys.executable, "-c", LOAD, str(tmp_path), json.dumps(ids.tolist()), *loaded]
     said = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()[-1])
-    for method, student in students.items():
-        logits = student(input_ids=torch.tensor(ids)).logits.detach()
-        assert torch.allclose(torch.tensor(said[method]), logits, atol=1e-6), method
+    for name in loaded:
+        logits = names[name](input_ids=ids).logits.detach()
+        assert torch.allclose(torch.tensor(said[name][0]), logits, atol=1e-6) and np.isfinite(said[name][1]), name
 
 
 def test_the_card_is_computed_on_report_when_there_is_one(teachers):
@@ -151,7 +165,7 @@ WRONG = {
     "unknown setting": (dict(beta=4), "kd has no setting 'beta'"),
     "too deep": (dict(layers=9), "layers=9 is outside 1..2"),
     "too long": (dict(max_length=9999), "max_length=9999 is outside"),
-    "other labels": (dict(labels=("a", "b", "c")), "the teacher's labels are no, yes, the data's a, b, c"),
+    "other labels": (dict(labels=("a", "b", "c")), "train holds the label 'yes', expected one of a, b, c"),
     "names swapped": (dict(labels=("yes", "no")), "the teacher's labels are no, yes, the data's yes, no"),
     "no such column": (dict(text="sentence"), "no column 'sentence'"),
     "no such label": (dict(label="stars"), "no column 'stars'"),
@@ -174,14 +188,14 @@ def test_a_larger_vocabulary_than_the_teachers_is_refused(teachers):
 
 
 @pytest.mark.parametrize("rows, expected", [
-    ([], "no rows"), ([{"text": "a", "label": 1}] * 3, "only the label"), ([{"text": "a", "label": "x"}], "expected label ids"),
-    ([{"text": "a", "label": -1}, {"text": "a", "label": 1}], "holds ids -1 to 1"),
-    ([{"a": "x", "b": "y", "c": "z", "label": i} for i in (0, 1)], "expected one or two text columns, found 3"),
+    ([], "no rows"), ([{"text": "a", "label": 1}] * 3, "only the label"), ([{"text": "a", "label": "x"}], "only the label 'x'"),
+    ([{"text": "a", "label": -1}, {"text": "a", "label": 1}], "the label -1 is below 0"),
+    ([{"a": "x", "b": "y", "c": "z", "label": i} for i in (0, 1)], "a, b, c could be text: name the column with text="),
 ])  # fmt: skip
 def test_data_that_cannot_be_used_is_refused(rows, expected):
     made = Dataset.from_list(rows) if rows else data(1).select([])
-    with pytest.raises(ValueError, match=expected):
-        read_columns(made)
+    with pytest.raises(ValueError, match=re.escape(expected)):
+        read_rows(made)
 
 
 def test_registering_a_method_is_enough_to_use_it(teachers, monkeypatch):

@@ -2,6 +2,8 @@
 
 from kdnotes.core.store import Store
 from kdnotes.experiments import runs as experiments
+from kdnotes.experiments.specs import unused
+from kdnotes.methods import find_method
 
 ENCODER = dict(layers=2, width=32, heads=2, sentences=400, steps=7)
 RUN = dict(rows=120, teacher_rows=200, steps=8, looks=2, teacher_steps=16, layers=2, width=16, heads=2, max_length=24,
@@ -13,7 +15,8 @@ SMALL_SEARCH = {name: SEARCH for name in ("adabert", "adabert_undistilled", "ada
 
 def run(folder, method="kd", task="sst2", seed=0, **changes):
     """One tiny run in the store at `folder`."""
-    return experiments.run(method, task, seed, store=Store(folder), **(RUN | changes))
+    usual = {name: value for name, value in RUN.items() if name not in unused(find_method(method))}
+    return experiments.run(method, task, seed, store=Store(folder), **(usual | changes))
 
 
 L2A = ("l2a", "teacher_l2a", "l2a_no_critic", "l2a_no_selector", "l2a_fixed_generator", "l2a_no_source", "l2a_no_generator")

@@ -45,8 +45,8 @@ def as_dataset(rows: Any, name: str = "the data") -> "Dataset":
     )
 
 # %% ../../nbs/data/05_columns.ipynb #c7fd98a4e
-def split_apart(train: Any, select: Any, report: Any) -> tuple[Any, Any, Any]:
-    """The rows to train, to select and to report on, out of a `DatasetDict` where they are not given apart.
+def split_apart(train: Any, **others: Any) -> dict[str, Any]:
+    """The rows to train on and others, `select` and `report`, out of a `DatasetDict` where they are not given apart.
 
     Raises
     ------
@@ -56,11 +56,11 @@ def split_apart(train: Any, select: Any, report: Any) -> tuple[Any, Any, Any]:
     from datasets import Dataset
 
     if not isinstance(train, Mapping) or not any(isinstance(part, Dataset) for part in train.values()):
-        return train, select, report
+        return dict(train=train, **others)
     if "train" not in train:
         raise ValueError(f"the data have the splits {', '.join(train)}, expected one called train")
-    usual = (train["train"], train.get("validation"), train.get("test"))
-    return usual[0], usual[1] if select is None else select, usual[2] if report is None else report
+    usual = dict(select=train.get("validation"), report=train.get("test"))
+    return dict(train=train["train"], **{name: usual.get(name) if rows is None else rows for name, rows in others.items()})
 
 # %% ../../nbs/data/05_columns.ipynb #c09-06
 @dataclass(frozen=True)

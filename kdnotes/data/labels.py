@@ -142,6 +142,14 @@ def _agreed(
     return own, own
 
 
+def _matched(rows: "Dataset", text: tuple[str, ...], label: str, kind: str, order: tuple[str, ...], name: str) -> "Dataset":
+    for column in (*text, label):
+        if column not in rows.column_names:
+            raise ValueError(f"{name} has no column {column!r}, only {', '.join(rows.column_names)}")
+    check_texts(rows, text, label, kind, name)
+    return with_ids(rows, text, label, kind, ids_of(held(rows, label, kind, name), order, name))
+
+# %% ../../nbs/data/11_labels.ipynb #c5f8677e1
 def read_rows(
     train: Any, text: str | Sequence[str] | None = None, label: str = "label",
     labels: Sequence[str] | Mapping[int, str] | None = None, kind: str | None = None, known: tuple[str, ...] | None = None,
@@ -175,11 +183,3 @@ def read_rows(
     for name, rows in others.items():
         made[name] = None if rows is None else _matched(as_dataset(rows, name), chosen, label, kind, order, name)
     return Columns(chosen, label, names, kind), made
-
-
-def _matched(rows: "Dataset", text: tuple[str, ...], label: str, kind: str, order: tuple[str, ...], name: str) -> "Dataset":
-    for column in (*text, label):
-        if column not in rows.column_names:
-            raise ValueError(f"{name} has no column {column!r}, only {', '.join(rows.column_names)}")
-    check_texts(rows, text, label, kind, name)
-    return with_ids(rows, text, label, kind, ids_of(held(rows, label, kind, name), order, name))

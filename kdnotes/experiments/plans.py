@@ -128,7 +128,7 @@ def grid(plan: Plan, profile: str = "world", seeds: int | None = None, read_data
         for run in plan.listed(profile, seed, **changed):
             own, others = {**usual, **run.sizes, **changed}, _settings_of_others(run.method, methods)
             given = {name: value for name, value in own.items() if name not in others}
-            given |= run.changes
+            given |= {name: value for name, value in run.changes.items() if name not in unused(find_method(run.method))}
             if seed == 0 or find_method(run.method).seeded or given.get("budget"):
                 places.setdefault((run.task, run.domain), []).append(_spec(run, seed, profile, given | dict(read_data=read_data)))
     return [spec for specs in places.values() for spec in specs]

@@ -46,8 +46,7 @@ class Declaration:
     family: one of `FAMILIES`; gives the colour.
     paper: where it was published, or empty.
     role: one of `ROLES`.
-    reads_source, needs_source: whether it is given rows of other domains, and makes no sense without them.
-    several_domains: whether it needs the teachers of several domains.
+    reads_source, needs_source, several_domains: whether it is given rows of other domains, needs them, and their teachers.
     reads_teacher, teacher_tokenizer: whether its result depends on the teacher, and its student on the teacher's tokenizer.
     seeded, version: whether another seed gives another result; raised when it computes something else than before.
 

@@ -84,7 +84,7 @@ def check_words(name: str, model: PreTrainedModel, tokenizer: PreTrainedTokenize
     except (OSError, ValueError):
         return  # none stands there
     given = tokenizer.get_vocab()
-    if other := next((word for word, i in own.items() if given.get(word) != i), None):
+    if other := next((word for word in sorted(own, key=own.get) if given.get(word) != own[word]), None):
         raise ValueError(
             f"the {name} reads {other!r} as id {own[other]}, the tokenizer as {given.get(other)}: vocabularies differ"
         )

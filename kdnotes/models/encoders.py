@@ -173,8 +173,8 @@ def spaced_layers(student: int, teacher: int) -> tuple[int, ...]:
     return tuple(-(-m * teacher // student) - 1 for m in range(1, student + 1))
 
 # %% ../../nbs/models/01_encoders.ipynb #cell-027
-_WRITES_HEADS = re.compile(r"(query|key|value|[qkv]_lin|[qkv]_proj)\.(weight|bias)$")
-_READS_HEADS = re.compile(r"(attention\.output\.dense|out_lin|out_proj)\.weight$")
+_WRITES_HEADS = re.compile(r"(query|key|value|[qkv]_lin|[qkv]_proj|attn\.[qkv])\.(weight|bias)$")
+_READS_HEADS = re.compile(r"(attention\.output\.dense|out_lin|out_proj|attn\.o)\.weight$")
 _LAYER = re.compile(r"\blayers?\.(\d+)\.")
 
 
@@ -184,6 +184,8 @@ def axis_roles(name: str, shape: tuple[int, ...], hidden: int, inner: int) -> tu
     roles = [by_size.get(size) for size in shape]
     if "embeddings." in name and len(shape) == 2:
         roles[0] = None  # rows are words or positions, however many there happen to be
+    if "relative_attention_bias" in name:
+        return (None, None)  # of distances and heads
     if _WRITES_HEADS.search(name):
         roles[0] = "heads"
     if _READS_HEADS.search(name):
@@ -221,7 +223,7 @@ def _inner_name(config: PreTrainedConfig) -> str:
 def _resized(teacher_config: PreTrainedConfig, layers: int, width: int, heads: int, inner: int) -> PreTrainedConfig:
     config = copy.deepcopy(teacher_config)
     config.num_hidden_layers, config.hidden_size, config.num_attention_heads = layers, width, heads
-    config.problem_type = None  # of whoever trained the teacher
+    config.problem_type = config.dtype = None  # of whoever trained or stored the teacher
     setattr(config, _inner_name(config), inner)
     if getattr(config, "embedding_size", None) == teacher_config.hidden_size:  # ELECTRA names the width of its embeddings apart
         config.embedding_size = width
@@ -269,10 +271,11 @@ def kept_indices(
     if layer is not None:
         own = {n: w for n, w in weights.items() if (m := _LAYER.search(n)) and int(m[1]) == layer}
         kept["inner"] = top(importance(own, "inner", **sizes), getattr(small, _inner_name(small)))
-        kept["heads"] = top_head_coordinates(
-            importance(own, "heads", **sizes), big.num_attention_heads,
-            small.num_attention_heads, small.hidden_size // small.num_attention_heads,
-        )  # fmt: skip
+        scores, heads, width = importance(own, "heads", **sizes), small.num_attention_heads, small.hidden_size
+        if isinstance(scores, torch.Tensor):
+            kept["heads"] = top_head_coordinates(scores, big.num_attention_heads, heads, width // heads)
+        elif (heads, width) != (big.num_attention_heads, big.hidden_size):
+            raise ValueError(f"which weights of {big.model_type!r} belong to its heads is not known: keep its width and heads")
     return kept
 
 # %% ../../nbs/models/01_encoders.ipynb #c0fb76a00
