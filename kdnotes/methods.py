@@ -7,6 +7,7 @@ __all__ = ['fine_tune', 'make_card', 'check_needs', 'read_source', 'distill', 'M
 
 # %% ../nbs/01_methods.ipynb #cell-003
 import math
+import sys
 import warnings
 from importlib import import_module
 from pathlib import Path
@@ -43,6 +44,11 @@ for _module in declared():
 _all_ = ["METHODS", "find_method"]  # whoever imports them from here finds every method in them
 
 # %% ../nbs/01_methods.ipynb #c2014d945
+def _watched() -> bool:
+    """Whether somebody sees a bar: not where errors go to a file."""
+    return sys.stderr.isatty()
+
+
 def _own_folder(folder: Path | None, **given: Any) -> Path | None:
     """The folder of one training inside of `folder`, named after everything that it depends on."""
     return None if folder is None else Path(folder) / address({k: value for k, value in given.items() if k != "progress"})
@@ -110,7 +116,7 @@ def fine_tune(
         Data, encoder or a setting cannot be used: before any training.
     """
     check_all(fine_tune, dict(max_length=max_length, seed=seed, epochs=epochs, steps=steps, batch_size=batch_size))
-    check_training(folder, **training)
+    check_training(folder, **(training := dict(progress=_watched()) | training))
     columns, data = read_rows(text=text, label=label, labels=labels, kind=kind, **split_apart(train, select=select))
     metric = check_metric(metric, columns.kind, columns.labels)
     tokenizer = _tokenizer_of("encoder", encoder, tokenizer)
@@ -267,6 +273,7 @@ def _checked(
 ) -> tuple[dict, dict[str, Any]]:
     """All settings of the method, and the arguments of the training, which may be what they are."""
     settings = check_settings(method, settings)
+    training["progress"] = _watched() if training["progress"] is None else training["progress"]
     check_all(distill, dict(max_length=max_length, epochs=epochs, steps=steps, **training))
     check_training(folder)
     return settings, training
@@ -297,7 +304,9 @@ def _hang_card(student: PreTrainedModel, method: str, problem: Problem, rows: "D
 # %% ../nbs/01_methods.ipynb #cc514fed2
 def _fitted(method: Method, problem: Problem, settings: dict, folder: Path | None) -> PreTrainedModel:
     """The student that a method makes, with its tokenizer; its checkpoints lie in a folder of its own."""
-    problem.folder = None if folder is None else _own_folder(folder, **_depends_on(problem, method, settings))
+    if folder is not None:
+        problem.folder = _own_folder(folder, **_depends_on(problem, method, settings))
+        problem.folder.mkdir(parents=True, exist_ok=True)
     student = method.fit(problem, **settings).eval()
     student.tokenizer = problem.tokenizer
     return student
@@ -309,7 +318,7 @@ def distill(
     labels: tuple[str, ...] | None = None, kind: str | None = None, tokenizer: PreTrainedTokenizerBase | None = None,
     encoder: PreTrainedModel | str | Path | None = None, max_length: Count = 64, metric: str | None = None, seed: Whole = 0,
     epochs: Positive = 4, steps: Whole = 0, lr: Positive = 5e-5, head_lr: NotNegative = 0.0, batch_size: Count = 32,
-    looks: Count = 5, patience: Count | None = None, bf16: bool = False, folder: Path | None = None, progress: bool = False,
+    looks: Count = 5, patience: Count | None = None, bf16: bool = False, folder: Path | None = None, progress: bool | None = None,
     source: Any = None, domain: str = "domain", target: str = "target", cache: Store | None = None, **settings: Any,
 ) -> PreTrainedModel:  # fmt: skip
     """Make a small model from a teacher by any method that is registered.

@@ -24,7 +24,7 @@ KINDS = [
 
 
 def specs_of_all_kinds():
-    return [make_spec(method, task, seed, **tiny.RUN | more) for method, task, more in KINDS for seed in (0, 1)]
+    return [make_spec(method, task, seed, **tiny.usual(method) | more) for method, task, more in KINDS for seed in (0, 1)]
 
 
 def same(a, b):

@@ -141,10 +141,10 @@ def test_one_teacher_for_all_rows_and_seeds_of_a_task():
 @pytest.mark.parametrize("wrong, expected", [
     (dict(method="kdd"), "unknown method 'kdd'"), (dict(task_name="sst3"), "sst3"),
     (dict(profile="big"), "unknown profile 'big'"),
-    (dict(seed="0"), "seed='0'"), (dict(seed=True), "seed=True"), (dict(rows="5"), "rows='5' should be of type int"),
-    (dict(bf16=1), "bf16=1 should be of type bool"), (dict(alpah=0.5), "unknown parameter 'alpah'"),
-    (dict(temperature="hot"), "temperature='hot' should be of type float"), (dict(source="web"), "web"),
-    (dict(looks="often"), "looks='often' should be of type int"),
+    (dict(seed="0"), "seed='0'"), (dict(seed=True), "seed=True"), (dict(rows="5"), "rows='5' should be a whole number from 1"),
+    (dict(bf16=1), "bf16=1 should be true or false"), (dict(alpah=0.5), "unknown parameter 'alpah'"),
+    (dict(temperature="hot"), "temperature='hot' should be a number above 0"), (dict(source="web"), "web"),
+    (dict(looks="often"), "looks='often' should be a whole number from 1"),
 ])  # fmt: skip
 def test_wrong_specs_are_one_line(wrong, expected):
     with pytest.raises((ValueError, KeyError), match=expected) as error:

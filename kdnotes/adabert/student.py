@@ -215,9 +215,12 @@ def read_genotype(text: str) -> Genotype:
         It is none.
     """
     try:
-        return Genotype(**json.loads(text))
+        found = Genotype(**json.loads(text))
     except (ValueError, TypeError) as error:
         raise ValueError(f"genotype={text!r} should be JSON with edges and depth ({error})") from None
+    if all(op == "zero" for _, _, op in found.edges):
+        raise ValueError(f"genotype={text!r} has no edge that lets anything through")
+    return found
 
 
 def _given(genotype: str, vocabulary: str, start: str) -> Genotype | None:

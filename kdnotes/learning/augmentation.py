@@ -46,10 +46,13 @@ def replacements(tokenizer: PreTrainedTokenizerBase) -> torch.Tensor:
     ValueError
         The tokenizer is not WordPiece, so pieces cannot be told from words.
     """
-    pieces = tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))
-    model = type(tokenizer.backend_tokenizer.model).__name__
+    backend = getattr(tokenizer, "backend_tokenizer", None)  # a slow tokenizer has none
+    model = type(backend.model).__name__ if backend else "no fast one"
     if model != "WordPiece":
-        raise ValueError(f"augmentation needs a WordPiece tokenizer, got {type(tokenizer).__name__} ({model})")
+        raise ValueError(
+            f"words are replaced with a WordPiece tokenizer only, got {type(tokenizer).__name__} ({model}): copies=0"
+        )
+    pieces = tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))
     special = set(tokenizer.all_special_tokens)
     allowed = torch.tensor([piece.isalpha() and piece not in special for piece in pieces])
     if allowed.sum() < 2:
