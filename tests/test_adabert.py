@@ -288,7 +288,7 @@ REFUSED = {
     "steps": (dict(search_steps=0), "steps=0 should be positive"),
     "start": (dict(start="bert"), "unknown start 'bert'"),
     "vocabulary": (dict(vocabulary="mine"), "unknown vocabulary 'mine'"),
-    "width": (dict(channels=99), "width=99 should be from 1 to the teacher's 16"),
+    "width": (dict(channels=99), "channels=99 should be from 1 to the teacher's 16"),
     "genotype": (dict(genotype="{}"), "genotype='{}'"),
     "no json": (dict(genotype="sst3"), "genotype='sst3'"),
     "no weights": (dict(genotype=json.dumps(random_genotype(np.random.default_rng(0)).plain())), "start='scratch'"),
@@ -316,7 +316,7 @@ def test_a_label_without_rows_and_few_rows(problem):
 
 def test_an_architecture_comes_from_the_run_on_the_named_task(tmp_path):
     store = Store(tmp_path)
-    sizes = tiny.RUN | tiny.SEARCH
+    sizes = tiny.usual("adabert") | tiny.SEARCH
     spec = make_spec("adabert", "mrpc", genotype="sst2", start="scratch", setting="searched on sst2", **sizes)
     found = completed_settings(spec, store)
     assert spec["settings"]["genotype"] == "sst2" and found["start"] == "scratch"

@@ -454,7 +454,7 @@ def test_degenerate_problems_give_a_student(case):
 
 def test_a_source_with_other_labels_is_refused_in_one_line():
     source = raw("books", 20).map(lambda row: {"label": 4})
-    with pytest.raises(ValueError, match="column 'label' holds ids 4 to 4, expected 0 to 1") as error:
+    with pytest.raises(ValueError, match="source holds the label 4, expected ids 0 to 1") as error:
         rows, select = (raw("kitchen", n, n).remove_columns("domain") for n in (20, 9))
         distill(problem().teacher, rows, select, "l2a", tokenizer=TOKENIZER, labels=WORLD.labels, source=source,
                 target="kitchen", card=False, **SHAPE)  # fmt: skip
