@@ -47,7 +47,8 @@ def trained(rows, kind="single", select=None, **settings):
 def distilled(method):
     source = data(40, 5).add_column("domain", ["a", "b"] * 20)
     teacher = student()
-    return distill(teacher, data(77), data(40, 1), method, encoder=teacher, source=source, **QUICK | small(method))
+    own = small(method) | dict(source=source) | (dict(copies=0) if method == "tinybert" else {})  # each process hides other words
+    return distill(teacher, data(77), data(40, 1), method, encoder=teacher, **QUICK | own)
 
 
 def train_all(out):
@@ -73,7 +74,7 @@ def test_students_of_two_processes_answer_as_those_of_one(tmp_path):
     for name, tolerance in TOLERANCE.items():
         assert torch.equal(first[name], second[name])
         assert (first[name] - alone[name]).abs().max() < tolerance, name
-    assert [path.name for path in (tmp_path / "two" / "kept").glob("*/checkpoint-*")]
+    assert [path.name for path in (tmp_path / "two" / "kept").glob("checkpoint-*")]
 
 
 def test_several_processes_make_nothing_for_the_store(tmp_path, monkeypatch):
