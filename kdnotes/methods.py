@@ -325,12 +325,11 @@ def distill(
 
     Parameters
     ----------
-    teacher: a fine-tuned Hugging Face encoder, a hub id or a folder.
+    teacher, tokenizer, encoder: a fine-tuned encoder, a hub id or a folder; its own if None; what students are cut from.
     train, select, report: rows to learn from, to choose the weights on, and for the card; see `read_rows`, `split_apart`.
     method, settings: a name of `METHODS` and the method's own settings, see `METHODS[method].settings`.
     card, cache, folder: hang a `Card` on it as `.card`; where what students share is kept, and the checkpoints of each.
     text, label, labels, kind: the columns, see `read_rows`; labels are matched to the teacher's by name.
-    tokenizer, encoder: the teacher's own if None; students take their first weights from the encoder, a model or its name.
     epochs, steps: passes over `train`, or steps of `batch_size` rows, which count if they are not 0.
     metric, seed, lr, head_lr, batch_size, looks, patience, bf16, progress: see `kdnotes.learning.training.train`.
     source, domain, target: labelled rows of other domains, their column that names it, and the name of that of `train`.

@@ -147,8 +147,7 @@ def run(method: str, task_name: str, seed: int = 0, profile: str = "world", *, s
     Parameters
     ----------
     method, task_name, seed, profile, overrides: see `make_spec`.
-    store: a `Store` or the folder of one.
-    progress: show a bar while training.
+    store, progress: a `Store` or the folder of one; show a bar while training.
     save: a folder for the student and its tokenizer; a run that is in the store is then computed again.
 
     Raises

@@ -44,8 +44,7 @@ class Declaration:
     summary: one line for people.
     title: its display name.
     family: one of `FAMILIES`; gives the colour.
-    paper: where it was published, or empty.
-    role: one of `ROLES`.
+    paper, role: where it was published, or empty; one of `ROLES`.
     reads_source, needs_source, several_domains: whether it is given rows of other domains, needs them, and their teachers.
     reads_teacher, teacher_tokenizer: whether its result depends on the teacher, and its student on the teacher's tokenizer.
     seeded, version: whether another seed gives another result; raised when it computes something else than before.

@@ -322,11 +322,10 @@ def train(
     Parameters
     ----------
     train, select: encoded rows (`kdnotes.models.rows.encode`); `select` may be None, then the last weights are kept.
-    objective: `(model, batch) -> loss`; plain cross-entropy if None.
+    objective, bf16: `(model, batch) -> loss`, cross-entropy if None; bfloat16 autocast, worth it from a width of about 256.
     metric, looks: what is scored on `select`, a name of `kdnotes.core.metrics`, and how often in all, the last step among them.
     steps, patience: of the optimiser, `batch_size` rows each; looks without a better score before it stops, or None.
     lr, head_lr: highest learning rates, of a pre-trained body and of what is new: heads and maps; `lr` for both if it is 0.
-    bf16: bfloat16 autocast; faster on processors that have it, worth it from a width of about 256.
     folder: where checkpoints live; a killed run resumes from them to the same weights. Nothing is written if None.
 
     Raises

@@ -29,8 +29,7 @@ class Card:
     score, low, high: the student's, with its 95 % interval.
     cost, teacher_cost: see `kdnotes.models.cost.measure`.
     made: what it was made from: teacher, data, seed, settings, with checksums.
-    baselines: scores on the same rows of what knows next to nothing, by name.
-    doubts: why the student may be a broken one, in words.
+    baselines, doubts: scores on the same rows of what knows next to nothing, by name; why the student may be a broken one.
     """
 
     method: str
