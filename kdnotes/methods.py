@@ -27,7 +27,7 @@ from .learning.problem import Problem
 from .learning.registry import METHODS, Method, check_settings, declared, find_method, with_role
 from .learning.training import check_training, steps_of
 from .learning.training import train as train_model
-from .models.card import LATENCY_LENGTH, Card, save_student
+from .models.card import LATENCY_LENGTH, Card
 from .models.checks import check_labels, check_model, check_words, frozen, in_float32, known_names, load_teacher
 from .models.cost import measure, parameters, stored_bytes
 from .models.encoders import load, load_encoder, load_model, load_tokenizer, make_student
@@ -49,9 +49,9 @@ def _watched() -> bool:
     return sys.stderr.isatty()
 
 
-def _own_folder(folder: Path | None, **given: Any) -> Path | None:
+def _own_folder(folder: Path, **given: Any) -> Path:
     """The folder of one training inside of `folder`, named after everything that it depends on."""
-    return None if folder is None else Path(folder) / address({k: value for k, value in given.items() if k != "progress"})
+    return Path(folder) / address({k: value for k, value in given.items() if k != "progress"})
 
 
 def _tokenizer_of(
@@ -65,6 +65,11 @@ def _tokenizer_of(
     if not source:
         raise ValueError(f"the {name} is a model in memory, so its tokenizer must be given: tokenizer=...")
     return load_tokenizer(source)
+
+
+def _hang(model: PreTrainedModel, **given: Any) -> None:
+    """Let a model carry its tokenizer or its card; neither is a part of its weights."""
+    vars(model).update(given)
 
 
 def _source_of(model: PreTrainedModel | str | Path) -> str | None:
@@ -116,17 +121,19 @@ def fine_tune(
         Data, encoder or a setting cannot be used: before any training.
     """
     check_all(fine_tune, dict(max_length=max_length, seed=seed, epochs=epochs, steps=steps, batch_size=batch_size))
-    check_training(folder, **(training := dict(progress=_watched()) | training))
+    training.setdefault("progress", _watched())
+    check_training(folder, **training)
     columns, data = read_rows(text=text, label=label, labels=labels, kind=kind, **split_apart(train, select=select))
     metric = check_metric(metric, columns.kind, columns.labels)
     tokenizer = _tokenizer_of("encoder", encoder, tokenizer)
     model = _under_a_head(encoder, tokenizer, columns, max_length, seed)
-    parts = [part and _encoded(part, tokenizer, columns, max_length) for part in (data["train"], data["select"])]
-    steps = steps or steps_of(epochs, len(parts[0]), batch_size)
+    rows, chosen_on = [part and _encoded(part, tokenizer, columns, max_length) for part in (data["train"], data["select"])]
+    steps = steps or steps_of(epochs, len(rows), batch_size)
     training |= dict(metric=metric, seed=seed, steps=steps, batch_size=batch_size)
-    own = _own_folder(folder, model=model_sha256(model), rows=[part and rows_sha256(part) for part in parts], **training)
-    train_model(model, *parts, tokenizer, label_names=columns.labels, folder=own, **training)
-    model.tokenizer = tokenizer
+    hashes = [part and rows_sha256(part) for part in (rows, chosen_on)]
+    own = folder and _own_folder(folder, model=model_sha256(model), rows=hashes, **training)
+    train_model(model, rows, chosen_on, tokenizer, label_names=columns.labels, folder=own, **training)
+    _hang(model, tokenizer=tokenizer)
     return model
 
 # %% ../nbs/01_methods.ipynb #cell-024
@@ -230,8 +237,7 @@ def read_source(
 # %% ../nbs/01_methods.ipynb #c0864f71b
 def _names_of(teacher: PreTrainedModel | str | Path) -> tuple[str, ...]:
     """The names of a teacher's outputs, or their numbers."""
-    named = isinstance(teacher, (str, Path))
-    return known_names(load(AutoConfig, str(teacher)) if named else teacher.config)
+    return known_names(load(AutoConfig, str(teacher)) if isinstance(teacher, (str, Path)) else teacher.config)
 
 
 def _load_models(
@@ -259,22 +265,22 @@ def _problem(
 ) -> "tuple[Problem, Dataset | None]":  # fmt: skip
     """What a method is given, rows of other domains among it, and apart from that the rows to report on."""
     check_needs(method, data["source"], data["select"])
-    tokenizer, domains = models[-1], (target,)
+    (teacher, encoder, tokenizer), source = models, None
+    domains: tuple[str, ...] = (target,)
     rows = {name: part and _encoded(part, tokenizer, columns, max_length) for name, part in data.items() if name != "source"}
-    source, unseen = None, rows.pop("report")
     if data["source"] is not None:
         source, domains = read_source(data["source"], domain, target, tokenizer, columns, max_length)
-    found = Problem(*models, *rows.values(), columns.labels, columns.kind, source=source, domains=domains, **given)
-    return found, unseen
+    models_and_rows = (teacher, encoder, tokenizer, rows["train"], rows["select"])
+    return Problem(*models_and_rows, columns.labels, columns.kind, source=source, domains=domains, **given), rows["report"]
 
 # %% ../nbs/01_methods.ipynb #c94b31d57
 def _checked(
-    method: Method, settings: dict, folder: Path | None, max_length: int, epochs: float, steps: int, **training: Any
+    method: Method, settings: dict, training: dict[str, Any], folder: Path | None, **sizes: float
 ) -> tuple[dict, dict[str, Any]]:
     """All settings of the method, and the arguments of the training, which may be what they are."""
     settings = check_settings(method, settings)
     training["progress"] = _watched() if training["progress"] is None else training["progress"]
-    check_all(distill, dict(max_length=max_length, epochs=epochs, steps=steps, **training))
+    check_all(distill, sizes | training)
     check_training(folder)
     return settings, training
 
@@ -294,21 +300,22 @@ def _hang_card(student: PreTrainedModel, method: str, problem: Problem, rows: "D
     """Hang its card on a student; or say that none can be made."""
     try:
         name = getattr(getattr(train, "info", None), "dataset_name", None) or ""
-        student.card = make_card(method, student, problem, rows, data_name=name, **made)
+        card = make_card(method, student, problem, rows, data_name=name, **made)
     except Exception as error:  # whatever it is, the student is made
         warnings.warn(f"the student is made, its card is not: {error}", stacklevel=3)
         return
-    for doubt in student.card.doubts:
+    _hang(student, card=card)
+    for doubt in card.doubts:
         warnings.warn(f"a doubtful student: {doubt}", stacklevel=3)
 
 # %% ../nbs/01_methods.ipynb #cc514fed2
 def _fitted(method: Method, problem: Problem, settings: dict, folder: Path | None) -> PreTrainedModel:
     """The student that a method makes, with its tokenizer; its checkpoints lie in a folder of its own."""
     if folder is not None:
-        problem.folder = _own_folder(folder, **_depends_on(problem, method, settings))
-        problem.folder.mkdir(parents=True, exist_ok=True)
+        problem.folder = own = _own_folder(folder, **_depends_on(problem, method, settings))
+        own.mkdir(parents=True, exist_ok=True)
     student = method.fit(problem, **settings).eval()
-    student.tokenizer = problem.tokenizer
+    _hang(student, tokenizer=problem.tokenizer)
     return student
 
 # %% ../nbs/01_methods.ipynb #cell-025b
@@ -339,16 +346,19 @@ def distill(
     ValueError
         An unknown method or setting, data that cannot be read, or models that do not belong together: before any work.
     """
-    training = dict(batch_size=batch_size, looks=looks, lr=lr, head_lr=head_lr, patience=patience, seed=seed, bf16=bf16)
-    chosen, sizes = find_method(method), (folder, max_length, epochs, steps)
-    settings, training = _checked(chosen, settings, *sizes, progress=progress, **training)
+    training: dict[str, Any] = dict(batch_size=batch_size, looks=looks, lr=lr, head_lr=head_lr, patience=patience, seed=seed)
+    training |= dict(bf16=bf16, progress=progress)
+    chosen = find_method(method)
+    settings, training = _checked(chosen, settings, training, folder, max_length=max_length, epochs=epochs, steps=steps)
     splits = split_apart(train, select=select, report=report, source=source)
     columns, data = read_rows(text=text, label=label, labels=labels, kind=kind, known=_names_of(teacher), **splits)
-    given = dict(metric=check_metric(metric, columns.kind, columns.labels), cache=cache, max_length=max_length)
+    metric = check_metric(metric, columns.kind, columns.labels)
     training |= dict(steps=steps or steps_of(epochs, len(data["train"]), batch_size))
     models = _load_models(teacher, encoder, tokenizer, columns, max_length, seed)
     with frozen(models[0]):
-        problem, rows = _problem(chosen, models, columns, data, domain, target, training=training, **given)
+        problem, rows = _problem(
+            chosen, models, columns, data, domain, target, max_length, metric=metric, training=training, cache=cache
+        )
         student = _fitted(chosen, problem, settings, folder)
         if card:
             _hang_card(student, method, problem, rows, splits["train"], max_length=max_length, settings=settings)

@@ -154,7 +154,7 @@ def read_rows(
     train: Any, text: str | Sequence[str] | None = None, label: str = "label",
     labels: Sequence[str] | Mapping[int, str] | None = None, kind: str | None = None, known: tuple[str, ...] | None = None,
     **others: Any,
-) -> "tuple[Columns, dict[str, Dataset | None]]":  # fmt: skip
+) -> tuple[Columns, dict[str, Any]]:  # fmt: skip
     """The columns of rows in any common form, and all splits with the same label ids.
 
     Parameters
