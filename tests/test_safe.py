@@ -14,6 +14,7 @@ from transformers import (
     AutoModelForMaskedLM,
     AutoModelForSequenceClassification,
     AutoModelForTokenClassification,
+    ByT5Tokenizer,
     DebertaConfig,
     DebertaV2Config,
     MPNetConfig,
@@ -26,6 +27,7 @@ import kdnotes
 from kdnotes.core.metrics import score
 from kdnotes.data.labels import read_rows
 from kdnotes.experiments.specs import unused
+from kdnotes.learning.problem import Problem
 from kdnotes.learning.training import ObjectiveTrainer
 from kdnotes.methods import METHODS, distill, fine_tune
 from kdnotes.models.card import Card
@@ -214,6 +216,25 @@ def test_a_card_shows_what_knows_nothing_and_doubts_a_student_that_is_not_better
     assert "bag of words" in str(card) and "doubtful" in str(card)
     good = distill(teacher, data(400), data(100, 1), "teacher", report=data(70, 2), **QUICK | dict(card=True)).card
     assert not good.doubts
+
+
+def test_a_card_doubts_a_student_that_still_learned_when_training_ended(teacher, monkeypatch):
+    monkeypatch.setattr(Problem, "curve", property(lambda _: (0.5, 0.7, 0.8), lambda *_: None))
+    with pytest.warns(UserWarning, match="it still rose, from 0.700 to 0.800"):
+        card = distill(teacher, data(60), data(400, 1), **BRIEF | dict(card=True)).card
+    assert any("still rose" in doubt for doubt in card.doubts)
+
+
+def test_a_tokenizer_in_python_trains_students_and_is_refused_where_words_are_replaced():
+    """`tinybert` writes copies of the rows, which needs to know where words begin."""
+    slow = ByT5Tokenizer(model_max_length=32)
+    assert not slow.is_fast
+    given = QUICK | dict(tokenizer=slow)
+    bytes_teacher = fine_tune(small_bert(slow, 1, 16, 2), data(60), data(40, 1), tokenizer=slow, steps=2, max_length=16)
+    assert distill(bytes_teacher, data(60), data(40, 1), "kd", **given, layers=1).tokenizer is slow
+    with pytest.raises(ValueError, match=r"WordPiece tokenizer only, got ByT5Tokenizer \(no fast one\): copies=0"):
+        distill(bytes_teacher, data(60), data(40, 1), "tinybert", **given, layers=1)
+    distill(bytes_teacher, data(60), data(40, 1), "tinybert", **given, layers=1, copies=0)
 
 
 def test_an_id_is_no_second_sentence():
