@@ -277,11 +277,11 @@ def _problem(
 
 # %% ../nbs/01_methods.ipynb #c94b31d57
 def _checked(
-    method: Method, settings: dict, training: dict[str, Any], folder: Path | None, **sizes: float
+    method: Method, settings: dict, training: dict[str, Any], folder: Path | None, progress: bool | None, **sizes: float
 ) -> tuple[dict, dict[str, Any]]:
     """All settings of the method, and the arguments of the training, which may be what they are."""
     settings = check_settings(method, settings)
-    training["progress"] = _watched() if training["progress"] is None else training["progress"]
+    training["progress"] = _watched() if progress is None else progress
     check_all(distill, sizes | training)
     check_training(folder)
     return settings, training
@@ -348,19 +348,16 @@ def distill(
     ValueError
         An unknown method or setting, data that cannot be read, or models that do not belong together: before any work.
     """
-    training: dict[str, Any] = dict(batch_size=batch_size, looks=looks, lr=lr, head_lr=head_lr, patience=patience, seed=seed)
-    training |= dict(bf16=bf16, progress=progress)
+    training = dict[str, Any](batch_size=batch_size, looks=looks, lr=lr, head_lr=head_lr, patience=patience, seed=seed, bf16=bf16)
     chosen = find_method(method)
-    settings, training = _checked(chosen, settings, training, folder, max_length=max_length, epochs=epochs, steps=steps)
+    settings, training = _checked(chosen, settings, training, folder, progress, max_length=max_length, epochs=epochs, steps=steps)
     splits = split_apart(train, select=select, report=report, source=source)
     columns, data = read_rows(text=text, label=label, labels=labels, kind=kind, known=_names_of(teacher), **splits)
-    metric = check_metric(metric, columns.kind, columns.labels)
+    given = dict[str, Any](metric=check_metric(metric, columns.kind, columns.labels), cache=cache)
     training |= dict(steps=steps or steps_of(epochs, len(data["train"]), batch_size))
     models = _load_models(teacher, encoder, tokenizer, columns, max_length, seed)
     with frozen(models[0]):
-        problem, rows = _problem(
-            chosen, models, columns, data, domain, target, max_length, metric=metric, training=training, cache=cache
-        )
+        problem, rows = _problem(chosen, models, columns, data, domain, target, max_length, training=training, **given)
         student = _fitted(chosen, problem, settings, folder)
         if card:
             _hang_card(student, method, problem, rows, splits["train"], max_length=max_length, settings=settings)

@@ -12,7 +12,7 @@ from transformers import BertConfig, BertForMaskedLM, BertForSequenceClassificat
 from kdnotes.models import cost
 from kdnotes.models.cost import Latency, flops, latency, measure, parameters, stored_bytes
 
-COLUMNS = ["params", "params_no_embeddings", "size_bytes", "flops", "latency_ms", "speedup", "speedup_bert"]
+COLUMNS = ["params", "params_no_embeddings", "size_bytes", "flops", "length", "latency_ms", "speedup", "speedup_bert"]
 
 
 def config(layers=1, hidden=16, **more):
@@ -256,7 +256,7 @@ def test_measure_fills_the_columns_of_the_record(small_yardstick):
     found = measure(model, bert(3), length=8, rounds=2)
     assert list(found) == COLUMNS
     assert found["flops"] == bert_flops(1, 8) and found["size_bytes"] == stored_bytes(model)
-    assert [type(found[name]) for name in COLUMNS] == [int] * 4 + [float] * 3
+    assert [type(found[name]) for name in COLUMNS] == [int] * 5 + [float] * 3
 
 
 def test_the_yardstick_is_made_once_and_draws_no_random_numbers(monkeypatch):
