@@ -356,7 +356,8 @@ def test_the_front_door_takes_other_domains_and_gives_a_standard_model(method, t
 
 def test_experiments_make_teachers_once_for_all_domains_and_seeds(tmp_path):
     names = ("books", "dvd")
-    for method, count in (("meta_distillation", 1), ("multi_mtn_kd", 1 + 2), ("mtl_tinybert_kd", 1 + 2 + 1)):
+    counts = {"meta_distillation": 1, "multi_mtn_kd": 1 + 2, "mtl_tinybert_kd": 1 + 2 + 1, "teacher_mtl": 1 + 2 + 1}
+    for method, count in counts.items():
         for domain, seed in (("books", 0), ("dvd", 0), ("books", 1)):
             others = tuple(f"amazon/{name}" for name in names if name != domain)
             record = tiny.run(tmp_path, method, "amazon", seed, domain=domain, sources=others, source_rows=120)

@@ -58,12 +58,15 @@ def now():
     from kdnotes.experiments.world_encoder import ENCODER_VERSION
     from kdnotes.learning.registry import declared
     from kdnotes.learning.training import TRAINING_VERSION
+    from kdnotes.metakd.teachers import DOMAIN_TEACHERS_VERSION
 
     found = {
         "train (TRAINING_VERSION)": (TRAINING_VERSION, of_files(PACKAGE / name for name in SHARED)),
         "teachers (TEACHER_VERSION)": (TEACHER_VERSION, of_functions(TEACHERS)),
         "the world's encoder (ENCODER_VERSION)": (ENCODER_VERSION, of_files([PACKAGE / "experiments/world_encoder.py"])),
     }
+    of_domains = of_files(neighbours(PACKAGE / "metakd/meta_teacher.py"))
+    found["teachers of domains (DOMAIN_TEACHERS_VERSION)"] = (DOMAIN_TEACHERS_VERSION, of_domains)
     for module, methods in declared().items():
         code = of_files(neighbours(PACKAGE.parent / f"{module.replace('.', '/')}.py"))
         found |= {method.name: (method.version, code) for method in methods}

@@ -166,7 +166,7 @@ class _Folders:
     """Folders, each built once."""
 
     path: Path
-    beside: dict = {}  # what the specs of all folders hold besides their own entries
+    beside: dict = {}  # what the specs of all folders hold unless they say it themselves
 
     def folder(self, spec: dict, build: Callable[[Path], object]) -> Path:
         """The complete folder of a spec, built if it is not there.
@@ -184,7 +184,7 @@ class _Folders:
         OSError
             The store cannot be written. What `build` raises is passed on.
         """
-        spec = {**spec, **self.beside}
+        spec = {**self.beside, **spec}
         final = self.path / "models" / address(spec)
         if _intact(final):
             return final

@@ -81,7 +81,7 @@ def rounds(specs: list[dict], store: Store) -> list[list[Piece]]:
 
 # %% ../../nbs/experiments/06_batch.ipynb #c6c2fa653
 def known_seconds(records: Iterable[dict]) -> dict[tuple, float]:
-    """The mean seconds of finished runs and of teachers, by what they are and where."""
+    """The median seconds of finished runs and of teachers, by what they are and where (the first may make what all share)."""
     found = defaultdict(list)
     for record in records:
         spec = record["spec"]
@@ -90,7 +90,7 @@ def known_seconds(records: Iterable[dict]) -> dict[tuple, float]:
         if record.get("teacher_seconds"):
             for key in _keys(Piece("fine-tuning", spec)):
                 found[key].append(record["teacher_seconds"])
-    return {key: statistics.fmean(seconds) for key, seconds in found.items()}
+    return {key: statistics.median(seconds) for key, seconds in found.items()}
 
 
 def _keys(piece: Piece) -> list[tuple]:
@@ -145,7 +145,12 @@ class Pace:
     @property
     def seconds_left(self) -> float:
         """Of the clock on the wall."""
-        return sum(map(self._expect, self.left.values())) / self.side_by_side
+        return self.seconds_of(self.left.values())
+
+    def seconds_of(self, pieces: Iterable[Piece]) -> float:
+        """How long these take, side by side where there are several."""
+        each = list(map(self._expect, pieces))
+        return max(sum(each) / self.side_by_side, max(each, default=0))
 
 # %% ../../nbs/experiments/06_batch.ipynb #c1a6710c1
 def clock(seconds: float) -> str:
@@ -243,7 +248,8 @@ def compute_all(
     if pieces:
         say(f"{len(pieces)} pieces of work, {jobs} at a time: about {clock(pace.seconds_left)}")
     done = 0
-    for each in work:
+    for each in filter(None, work):
+        say(f"{each[0].what}: {len(each)} to make, about {clock(pace.seconds_of(each))}")
         for piece, told, seconds in _made(each, store, jobs, progress):
             pace.finished(piece, seconds)
             done += 1
