@@ -225,6 +225,15 @@ def test_a_card_doubts_a_student_that_still_learned_when_training_ended(teacher,
     assert any("still rose" in doubt for doubt in card.doubts)
 
 
+def test_without_settings_a_student_learns_long_enough_and_its_head_faster(teacher):
+    """4 passes over 60 rows are 8 steps, but there are two labels; a rate that is given counts for all."""
+    given = dict(tokenizer=TOKENIZER, max_length=16, layers=1)
+    rates = ({}, 16, 2e-4, 1e-3), (dict(lr=1e-3), 16, 1e-3, 0.0), (dict(head_lr=0.01, epochs=1), 2, 2e-4, 0.01)
+    for asked, steps, lr, head_lr in rates:
+        training = distill(teacher, data(60), data(40, 1), **given, **asked).card.made["training"]
+        assert (training["steps"], training["lr"], training["head_lr"]) == (steps, lr, head_lr)
+
+
 def test_a_tokenizer_in_python_trains_students_and_is_refused_where_words_are_replaced():
     """`tinybert` writes copies of the rows, which needs to know where words begin."""
     slow = ByT5Tokenizer(model_max_length=32)

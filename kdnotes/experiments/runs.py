@@ -28,10 +28,10 @@ from ..core.store import Store, refuse_several
 from ..data.loading import load_task
 from ..data.splits import REPORT2
 from ..data.tasks import TASKS, Task, common_labels, task
-from .specs import STEPS_PER_LABEL, TEACHER_ENTRIES, TEACHER_VERSION, make_spec
+from .specs import TEACHER_ENTRIES, TEACHER_VERSION, make_spec
 from .specs import overrides as overrides_of
 from .world_encoder import world_encoder
-from ..learning.training import TRAINING_VERSION, threads
+from ..learning.training import STEPS_PER_LABEL, TRAINING_VERSION, threads
 from ..methods import distill, find_method, fine_tune
 from ..models.encoders import HEADS, find_encoder, load_encoder, load_tokenizer
 from ..models.rows import encode, gold_labels, predict, predicted_labels

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['FAMILIES', 'ROLES', 'METHODS', 'Declaration', 'Method', 'register_method', 'find_method', 'check_settings',
-           'read_declarations', 'declared', 'describe', 'with_role']
+           'check_needs', 'read_declarations', 'declared', 'describe', 'with_role']
 
 # %% ../../nbs/learning/02_registry.ipynb #cce5b55ab
 import ast
@@ -150,6 +150,21 @@ def check_settings(method: Method, settings: dict) -> dict:
     for name in settings.keys() - method.settings.keys():
         raise ValueError(f"{method.name} has no setting {name!r}, its settings are: {', '.join(method.settings) or 'none'}")
     return method.settings | check_all(method.fit, settings)
+
+# %% ../../nbs/learning/02_registry.ipynb #cddf84a8e
+def check_needs(method: Method, source: Any, select: Any) -> None:
+    """Refuse a method that lacks what it learns from.
+
+    Raises
+    ------
+    ValueError
+        It reads rows of other domains and there are none, or it needs rows to choose on.
+    """
+    reads = method.reads_source and method.needs_source
+    if reads and source is None:
+        raise ValueError(f"{method.name} learns from rows of other domains too, but there are none: give source=...")
+    if method.reads_source and select is None:
+        raise ValueError(f"{method.name} chooses on select, but there is none: give select=...")
 
 # %% ../../nbs/learning/02_registry.ipynb #c4b705a55
 def _plain(node: ast.AST) -> Any:
