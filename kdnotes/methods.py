@@ -53,10 +53,10 @@ def _watched() -> bool:
 
 
 def _how_long(steps: int, epochs: float | None, usual: float, rows: int, batch_size: int, labels: int) -> int:
-    """The steps or passes that were asked for; else the usual passes, and enough steps for many labels."""
+    """The steps or passes that were asked for; else the usual passes, and enough steps for few rows and for many labels."""
     if steps or epochs:
         return steps or steps_of(epochs or 1, rows, batch_size)
-    return max(steps_of(usual, rows, batch_size), STEPS_PER_LABEL * labels)
+    return max(steps_of(usual, rows, batch_size), STEPS_PER_LABEL * labels, 100)
 
 
 def _rates(lr: float | None, head_lr: float | None, usual: float) -> dict[str, float]:
@@ -127,7 +127,7 @@ def fine_tune(
         A `DatasetDict` as `train` brings its own `validation`.
     text, label, labels, kind: the columns, see `read_rows`.
     tokenizer: the encoder's own if None.
-    epochs, steps: passes over `train`, or steps of `batch_size` rows; 3 passes and at least 8 steps for every label by default.
+    epochs, steps: passes over `train`, or steps of `batch_size` rows; by default 3 passes, at least 100 steps and 8 a label.
     lr, head_lr: of the encoder and of the head, 1e-4 and 1e-3; one for both if only `lr` is given.
     folder, training: where checkpoints live; further arguments of `kdnotes.learning.training.train`.
 
@@ -343,7 +343,7 @@ def distill(
     train, select, report: rows to learn from, choose on and report on; text, label, labels, kind: their columns, see `read_rows`.
     method, settings: a name of `METHODS` and the method's own settings, see `METHODS[method].settings`.
     card, cache, folder: hang a `Card` on it as `.card`; where what students share is kept, and the checkpoints of each.
-    epochs, steps, lr, head_lr: 4 passes and 8 steps a label at least, at 2e-4, what is new at 1e-3; `lr` alone counts for both.
+    epochs, steps, lr, head_lr: 4 passes, at least 100 steps and 8 a label, at 2e-4, what is new at 1e-3; `lr` alone is for both.
     metric, batch_size, seed, looks, patience, bf16, progress: see `kdnotes.learning.training.train`.
     source, domain, target: labelled rows of other domains, their column that names it, and the name of that of `train`.
 
