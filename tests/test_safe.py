@@ -14,6 +14,8 @@ from transformers import (
     AutoModelForMaskedLM,
     AutoModelForSequenceClassification,
     AutoModelForTokenClassification,
+    BertConfig,
+    BertForSequenceClassification,
     ByT5Tokenizer,
     DebertaConfig,
     DebertaV2Config,
@@ -244,6 +246,14 @@ def test_a_tokenizer_in_python_trains_students_and_is_refused_where_words_are_re
     with pytest.raises(ValueError, match=r"WordPiece tokenizer only, got ByT5Tokenizer \(no fast one\): copies=0"):
         distill(bytes_teacher, data(60), data(40, 1), "tinybert", **given, layers=1)
     distill(bytes_teacher, data(60), data(40, 1), "tinybert", **given, layers=1, copies=0)
+
+
+def test_an_encoder_as_wide_inside_as_outside_is_refused_in_one_line(untrained):
+    config = BertConfig(
+        vocab_size=len(TOKENIZER), hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=16
+    )
+    with pytest.raises(ValueError, match="width and feed-forward size are both 16"):
+        distill(BertForSequenceClassification(config), data(60), data(40, 1), **BRIEF)
 
 
 def test_an_id_is_no_second_sentence():

@@ -267,6 +267,10 @@ def kept_indices(
 ) -> dict[str, torch.Tensor]:
     """Which indices of each role the student keeps: `hidden` from all weights, the others from one layer's."""
     sizes = dict(hidden=big.hidden_size, inner=getattr(big, _inner_name(big)))
+    if sizes["hidden"] == sizes["inner"]:
+        raise ValueError(
+            f"width and feed-forward size are both {big.hidden_size}: which axis is which is not known, so nothing is cut"
+        )
     kept = {"hidden": top(importance(weights, "hidden", **sizes), small.hidden_size)}
     if layer is not None:
         own = {n: w for n, w in weights.items() if (m := _LAYER.search(n)) and int(m[1]) == layer}
@@ -284,6 +288,10 @@ def slice_weights(
 ) -> dict[str, torch.Tensor]:
     """The student's weights: the chosen layers of the teacher, every axis cut to the indices that are kept."""
     sizes = dict(hidden=big.hidden_size, inner=getattr(big, _inner_name(big)))
+    if sizes["hidden"] == sizes["inner"]:
+        raise ValueError(
+            f"width and feed-forward size are both {big.hidden_size}: which axis is which is not known, so nothing is cut"
+        )
     kept = {layer: kept_indices(weights, layer, big, small) for layer in (None, *layers)}
     sliced = {}
     for name, weight in weights.items():
