@@ -288,10 +288,6 @@ def slice_weights(
 ) -> dict[str, torch.Tensor]:
     """The student's weights: the chosen layers of the teacher, every axis cut to the indices that are kept."""
     sizes = dict(hidden=big.hidden_size, inner=getattr(big, _inner_name(big)))
-    if sizes["hidden"] == sizes["inner"]:
-        raise ValueError(
-            f"width and feed-forward size are both {big.hidden_size}: which axis is which is not known, so nothing is cut"
-        )
     kept = {layer: kept_indices(weights, layer, big, small) for layer in (None, *layers)}
     sliced = {}
     for name, weight in weights.items():
