@@ -49,7 +49,7 @@ WRONG = {
     "train is empty": (dict(train=data(3).select([])), "no rows"),
     "train has one class": (dict(train=data(60).filter(lambda r: r["label"] == 0)), "holds only the label 'no'"),
     "epochs is text": (dict(epochs="4"), "epochs='4' should be a number"),
-    "lr is nothing": (dict(lr=None), "lr=None should be a number"),
+    "looks is nothing": (dict(looks=None), "looks=None should be a whole number from 1"),
     "lr is not a number": (dict(lr=float("nan")), "lr=nan should be a number above 0"),
     "batch_size is a truth": (dict(batch_size=True), "batch_size=True should be a whole number from 1"),
     "max_length is text": (dict(max_length="16"), "max_length='16' should be a whole number from 1"),
