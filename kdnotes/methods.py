@@ -13,7 +13,6 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 from transformers import AutoConfig, AutoModel, PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
 from .core.hashes import model_sha256, rows_sha256, words_sha256
@@ -23,7 +22,7 @@ from .core.settings import Count, NotNegative, Positive, Whole, check_all
 from .core.store import Store, address
 from .data.columns import Columns, split_apart
 from .data.labels import read_rows
-from .learning.problem import Problem, still_rises
+from .learning.problem import Problem, doubts_about
 from .learning.registry import METHODS, Method, check_needs, check_settings, declared, find_method, with_role
 from .learning.training import STEPS_PER_LABEL, check_training, steps_of
 from .learning.training import train as train_model
@@ -54,8 +53,10 @@ def _watched() -> bool:
 
 def _how_long(steps: int, epochs: float | None, usual: float, rows: int, batch_size: int, labels: int) -> int:
     """The steps or passes that were asked for; else the usual passes, and enough steps for few rows and for many labels."""
-    if steps or epochs:
-        return steps or steps_of(epochs or 1, rows, batch_size)
+    if steps:
+        return steps
+    if epochs:
+        return steps_of(epochs, rows, batch_size)
     return max(steps_of(usual, rows, batch_size), STEPS_PER_LABEL * labels, 100)
 
 
@@ -167,17 +168,6 @@ def _baselines(problem: Problem, rows: "Dataset", gold: Any) -> dict[str, float]
     return found
 
 
-def _doubts(own: float, said: Any, baselines: dict[str, float], problem: Problem) -> tuple[str, ...]:
-    """What makes a student doubtful, in words."""
-    answers, doubts = set(np.concatenate([np.ravel(one) for one in said]).tolist()), []
-    if len(answers) == 1:
-        doubts.append(f"it answers {problem.labels[answers.pop()]!r} to every row")
-    doubts += [f"it is not better than the {name} ({value:.3f})" for name, value in baselines.items() if own <= value]
-    if problem.select is not None and still_rises(problem.curve, len(problem.select)):
-        doubts.append(f"at its last look at select it still rose, from {max(problem.curve[:-1]):.3f} to {problem.curve[-1]:.3f}")
-    return tuple(doubts)
-
-
 def _cost(model: PreTrainedModel, teacher: PreTrainedModel) -> dict:
     """What a model costs; what cannot be measured is nan."""
     unknown = dict.fromkeys(("flops", "length", "latency_ms", "speedup", "speedup_bert"), math.nan)
@@ -209,7 +199,7 @@ def make_card(method: str, student: PreTrainedModel, problem: Problem, rows: "Da
         libraries=provenance(command=[""])["libraries"], latency_length=costs[0]["length"],
     )  # fmt: skip
     (value, low, high), theirs = scores
-    doubts = _doubts(value, said[0], baselines, problem) if METHODS[method].role in ("student", "undistilled") else ()
+    doubts = doubts_about(value, said[0], baselines, problem) if METHODS[method].role in ("student", "undistilled") else ()
     return Card(
         method, problem.metric, split, len(data), value, low, high, theirs.value, costs[0], costs[1], made, baselines, doubts
     )
