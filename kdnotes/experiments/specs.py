@@ -17,6 +17,7 @@ from ..data.sources import data_sha256
 from ..data.tasks import Task, common_labels, task
 from .profiles import Profile, find_profile
 from .world_encoder import WORLD_ENCODER, encoder_spec
+from ..learning.masked_lm import MASKED_LM_VERSION
 from ..learning.registry import Method, check_settings
 from ..learning.training import STEPS_PER_LABEL, TRAINING_VERSION
 from ..methods import find_method
@@ -25,11 +26,11 @@ from ..methods import find_method
 TEACHER_VERSION = 1  # raised when the same spec gives another teacher than before
 
 
-def versions(method: Method) -> dict[str, int]:
-    """The versions of the code that a run of a method depends on."""
-    return dict(method=method.version, training=TRAINING_VERSION) | (
-        dict(teacher=TEACHER_VERSION) if method.reads_teacher else {}
-    )
+def versions(method: Method, encoder: str) -> dict[str, int]:
+    """The versions of the code that a run of a method depends on; the world's encoder is a masked language model itself."""
+    found = dict(method=method.version, training=TRAINING_VERSION)
+    found |= dict(teacher=TEACHER_VERSION) if method.reads_teacher else {}
+    return found | (dict(masked_lm=MASKED_LM_VERSION) if encoder != "world" else {})
 
 # %% ../../nbs/experiments/03_specs.ipynb #c2f043716
 SHAPE = ("layers", "width", "heads", "init")  # of a profile's transformer student, for methods that make one
@@ -98,7 +99,7 @@ def make_spec(
     return made | dict(
         method=method, task=this.name, domain=domain, setting=setting, seed=seed, profile=profile, **numbers,
         data=data_sha256(this, size.source) if read_data else "", device="cuda" if torch.cuda.is_available() else "cpu",
-        settings=settings_of(chosen, size, overrides), versions=versions(chosen),
+        settings=settings_of(chosen, size, overrides), versions=versions(chosen, size.encoder),
     )  # fmt: skip
 
 # %% ../../nbs/experiments/03_specs.ipynb #b81d2f04

@@ -7,18 +7,15 @@ __all__ = ['words_of', 'replacements', 'masked_candidates', 'nearest_candidates'
 
 # %% ../../nbs/learning/08_augmentation.ipynb #cell-003
 import random
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
-from transformers.modeling_outputs import ModelOutput
 
 from ..core.hashes import model_sha256, rows_sha256, words_sha256
 from ..core.store import Store
 from .knowledge import labelled_by_teacher
-from .masked_lm import masked_lm
+from .masked_lm import knows_words, masked_lm, only_at
 from .problem import Problem
 
 if TYPE_CHECKING:
@@ -59,21 +56,6 @@ def replacements(tokenizer: PreTrainedTokenizerBase) -> torch.Tensor:
         raise ValueError(f"the vocabulary has {int(allowed.sum())} whole words, expected at least 2 to replace one by another")
     return allowed
 
-# %% ../../nbs/learning/08_augmentation.ipynb #cell-012
-@contextmanager
-def _only(model: PreTrainedModel, rows: torch.Tensor, places: torch.Tensor) -> Iterator[None]:
-    """Let the head see one place of each row: predicting 30,000 words at all the others would be most of the work."""
-
-    def pick(_module: torch.nn.Module, _inputs: tuple, output: ModelOutput) -> ModelOutput:
-        output.last_hidden_state = output.last_hidden_state[rows, places][:, None]
-        return output
-
-    hook = model.base_model.register_forward_hook(pick)
-    try:
-        yield
-    finally:
-        hook.remove()
-
 # %% ../../nbs/learning/08_augmentation.ipynb #c2b7d32e5
 def _best_words(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, inputs: list[dict], places: torch.Tensor, blocked: torch.Tensor,
@@ -84,7 +66,7 @@ def _best_words(
         row["input_ids"][place] = tokenizer.mask_token_id
     batch = tokenizer.pad(inputs, return_tensors="pt").to(model.device)
     each = torch.arange(len(inputs))
-    with _only(model, each, places):
+    with only_at(model, each, places):
         scores = model(**batch).logits[:, 0] + blocked
     scores[each, true] = -torch.inf
     return scores.topk(count).indices.tolist()
@@ -140,7 +122,10 @@ def nearest_candidates(table: torch.Tensor, words: list[list[int]], allowed: tor
         asked = torch.stack([table[list(ids)].detach().mean(0) for ids in some])
         scores = torch.nn.functional.normalize(asked, dim=-1) @ unit.T
         scores.masked_fill_(~allowed.to(scores.device), -torch.inf)
-        found |= zip(some, scores.topk(min(count, int(allowed.sum()))).indices.tolist())
+        for row, ids in enumerate(some):
+            if len(ids) == 1:  # a word is no neighbour of itself
+                scores[row, ids[0]] = -torch.inf
+        found |= zip(some, scores.topk(min(count, int(allowed.sum()) - 1)).indices.tolist())
     return [found[tuple(ids)] for ids in words]
 
 # %% ../../nbs/learning/08_augmentation.ipynb #cell-019
@@ -173,6 +158,8 @@ def _options(
     single = [(r, word[0]) for r, row in enumerate(words) for word in row
               if len(word) == 1 and rows[r]["input_ids"][word[0]] in may_go]  # fmt: skip
     several = [(r, word) for r, row in enumerate(words) for word in row if len(word) > 1]
+    if not knows_words(model):
+        single, several = [], several + [(r, [i]) for r, i in single]
     table = model.get_input_embeddings().weight
     near = nearest_candidates(table, [[rows[r]["input_ids"][i] for i in word] for r, word in several], allowed, count)
     options = [[] for _ in rows]
@@ -246,7 +233,9 @@ def copies_of(problem: Problem, copies: int, share: float = 0.4) -> "Dataset | N
     if not copies:
         return None
     replacements(problem.tokenizer)  # refuses other tokenizers before a head is trained
-    model = masked_lm(problem.encoder, problem.train, problem.tokenizer, cache=problem.cache)
+    model = masked_lm(
+        problem.encoder, problem.train, problem.tokenizer, cache=problem.cache, progress=problem.training.get("progress", False)
+    )
     made = augment(problem.train, model, problem.tokenizer, copies, share, seed=problem.seed, cache=problem.cache)
     bf16 = problem.training.get("bf16", False)
     return labelled_by_teacher(made.cast(problem.train.features), problem.teacher, problem.tokenizer, bf16, problem.cache)
