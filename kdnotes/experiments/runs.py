@@ -33,7 +33,8 @@ from .specs import overrides as overrides_of
 from .world_encoder import world_encoder
 from ..learning.training import STEPS_PER_LABEL, TRAINING_VERSION, threads
 from ..methods import distill, find_method, fine_tune
-from ..models.encoders import HEADS, find_encoder, load_encoder, load_tokenizer
+from ..models.encoders import HEADS, load_encoder, load_tokenizer
+from ..models.pretrained import find_encoder
 from ..models.rows import encode, gold_labels, predict, predicted_labels
 from ..models.shapes import keep_shape
 
@@ -217,10 +218,11 @@ def compute(spec: dict, store: Store, progress: bool = False, save: Path | None 
         teacher, tokenizer, folder = given_teacher(spec, store, progress)
         began = time.perf_counter()
         student = make(spec, store, teacher, tokenizer, progress)
+        own = vars(student)["tokenizer"]
         if save is not None:
             student.save_pretrained(save)
-            tokenizer.save_pretrained(save)
-        record = report(spec, student, tokenizer) | origin_of(teacher, folder)
+            own.save_pretrained(save)
+        record = report(spec, student, own) | origin_of(teacher, folder)
         return record | shapes(spec, student, teacher, store) | dict(
             seconds=round(time.perf_counter() - began, 2),
             environment=dict(torch=torch.__version__.split("+")[0], threads=torch.get_num_threads()),
@@ -232,7 +234,7 @@ def make(
 ) -> PreTrainedModel:
     """The student of a spec, from its teacher."""
     this, data, settings = task(spec["task"]), load(spec), completed_settings(spec, store, progress)
-    folder = encoder_folder(spec, store, progress)
+    folder = find_encoder(spec["student_encoder"]) if "student_encoder" in spec else encoder_folder(spec, store, progress)
     set_seed(spec["seed"])  # a masked-language-model checkpoint has no pooler: loading draws one
     encoder = AutoModel.from_pretrained(folder, use_safetensors=True)
     rows = data["train"].select(range(min(spec["rows"], len(data["train"]))))

@@ -66,8 +66,8 @@ def settings_of(method: Method, size: Profile, overrides: dict[str, Any]) -> dic
 # %% ../../nbs/experiments/03_specs.ipynb #cell-012
 def make_spec(
     method: str, task_name: str, seed: int = 0, profile: str = "world", domain: str = "", setting: str = "",
-    world_encoder: dict | None = None, budget: int = 0, sources: tuple[str, ...] = (), read_data: bool = True,
-    **overrides: Any,
+    world_encoder: dict | None = None, budget: int = 0, sources: tuple[str, ...] = (), student_encoder: str = "",
+    read_data: bool = True, **overrides: Any,
 ) -> dict:  # fmt: skip
     """Everything that the result of a run depends on.
 
@@ -79,6 +79,7 @@ def make_spec(
     world_encoder: entries of `WORLD_ENCODER` to change.
     budget: how many labelled rows there are to train and to select on together, drawn anew for every seed; all if 0.
     sources: other domains to learn from, each `task` or `task/domain`.
+    student_encoder: what students are cut from, where that is not what the teacher was made from.
     read_data: write the checksum of the rows into it, for which they must be here.
     overrides: entries of the profile, or settings of the method.
 
@@ -88,13 +89,17 @@ def make_spec(
         An unknown name, or an override of the wrong type.
     """
     chosen, this = find_method(method), task(task_name)
+    if student_encoder and chosen.teacher_tokenizer:
+        raise ValueError(
+            f"{method} cuts its student from what the teacher was made from: leave student_encoder={student_encoder!r} out"
+        )
     seed, size = check("seed", seed, Whole), sized(profile, chosen, overrides)
     left_out = {"seeds", *SHAPE, "long_length", "source_rows", *([] if chosen.reads_teacher else TEACHER_ENTRIES)}
     numbers = {k: v for k, v in asdict(size).items() if k not in left_out}
     numbers["max_length"] = size.long_length if this.long else size.max_length
     numbers["steps"] = size.steps if "steps" in overrides else max(size.steps, STEPS_PER_LABEL * len(this.labels))
     made: dict[str, Any] = dict(world_encoder=encoder_spec(world_encoder)) if size.encoder == "world" else {}
-    made |= dict(budget=budget) if budget else {}
+    made |= {name: given for name, given in dict(budget=budget, student_encoder=student_encoder).items() if given}
     made |= _source_spec(tuple(sources), size.source_rows, size.source if read_data else "", this, domain) if sources else {}
     return made | dict(
         method=method, task=this.name, domain=domain, setting=setting, seed=seed, profile=profile, **numbers,
@@ -123,7 +128,7 @@ def _source_spec(sources: tuple[str, ...], rows: int, origin: str, target: Task,
 def overrides(spec: dict) -> dict:
     """What to give `make_spec`, besides method, task, seed and profile, to get a spec again."""
     base = make_spec(spec["method"], spec["task"], spec["seed"], spec["profile"])
-    names = _ENTRIES | {"domain", "setting", "budget", "sources"}
+    names = _ENTRIES | {"domain", "setting", "budget", "sources", "student_encoder"}
     changed = {name: spec[name] for name in spec if name in names and spec[name] != base.get(name)}
     if "max_length" in changed and task(spec["task"]).long:
         changed["long_length"] = changed.pop("max_length")

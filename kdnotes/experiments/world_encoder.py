@@ -18,7 +18,8 @@ from ..data.tasks import task
 from .profiles import Profile
 from ..learning.masked_lm import train_mlm
 from ..learning.training import TRAINING_VERSION, threads
-from ..models.encoders import find_encoder, small_bert, word_tokenizer
+from ..models.encoders import small_bert, word_tokenizer
+from ..models.pretrained import find_encoder
 
 # %% ../../nbs/experiments/02_world_encoder.ipynb #c3ead2c74
 WORLD_ENCODER = dict(layers=3, width=96, heads=4, sentences=24_000, steps=1500, lr=1e-3, max_length=128, seed=0)

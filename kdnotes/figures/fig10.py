@@ -24,7 +24,8 @@ from ..l2a.loop import Loop, LoopPlan
 from ..l2a.rounds import play_round
 from ..l2a.sizes import SIZES, targets
 from ..learning.problem import Problem
-from ..models.encoders import find_encoder, load_tokenizer, make_student
+from ..models.encoders import load_tokenizer, make_student
+from ..models.pretrained import find_encoder
 from ..models.rows import encode
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, set_seed
 
 from ..core.settings import Count, NotNegative, Part, Positive, Share, Start
-from .generator import all_domains, text_of
+from .generator import all_domains
 from .learning import Learned, learn_to_augment
 from .loop import LoopPlan
 from .source_teacher import source_teacher
@@ -24,7 +24,7 @@ from ..learning.losses import kd_loss
 from ..learning.problem import Problem
 from ..learning.registry import register_method
 from ..models.encoders import make_student, student_config
-from ..models.rows import model_inputs
+from ..models.rows import model_inputs, text_of
 
 if TYPE_CHECKING:
     from datasets import Dataset

@@ -237,5 +237,6 @@ def copies_of(problem: Problem, copies: int, share: float = 0.4) -> "Dataset | N
         problem.encoder, problem.train, problem.tokenizer, cache=problem.cache, progress=problem.training.get("progress", False)
     )
     made = augment(problem.train, model, problem.tokenizer, copies, share, seed=problem.seed, cache=problem.cache)
-    bf16 = problem.training.get("bf16", False)
-    return labelled_by_teacher(made.cast(problem.train.features), problem.teacher, problem.tokenizer, bf16, problem.cache)
+    made, bf16 = made.cast(problem.train.features), problem.training.get("bf16", False)
+    asked, tokenizer = problem.for_teacher(made)
+    return labelled_by_teacher(made, problem.teacher, tokenizer, bf16, problem.cache, asked)

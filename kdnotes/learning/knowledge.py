@@ -24,20 +24,23 @@ if TYPE_CHECKING:
 
 # %% ../../nbs/learning/06_knowledge.ipynb #cell-009
 def add_teacher_logits(
-    data: "Dataset", teacher: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, bf16: bool = False, cache: Store | None = None
-) -> "Dataset":
+    data: "Dataset", teacher: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, bf16: bool = False, cache: Store | None = None,
+    asked: "Dataset | None" = None,
+) -> "Dataset":  # fmt: skip
     """The encoded rows with a column `teacher_logits`: `(labels,)` per row, `(seq, labels)` for token tasks.
 
     Parameters
     ----------
+    asked: the same rows as the teacher reads them, with its `tokenizer`; `data` itself if None.
     bf16: run the teacher in bfloat16, two to three times faster on processors that have it.
     cache: where the logits are kept, so that the teacher runs only once for the same rows; see `kdnotes.learning.cache`.
     """
+    asked = data if asked is None else asked
 
     def ask() -> np.ndarray:
-        return np.concatenate([np.atleast_2d(logits) for logits in predict(teacher, data, tokenizer, bf16=bf16)])
+        return np.concatenate([np.atleast_2d(logits) for logits in predict(teacher, asked, tokenizer, bf16=bf16)])
 
-    kept = kept_outputs("logits", ask, teacher, data, tokenizer, cache, bf16=bf16)
+    kept = kept_outputs("logits", ask, teacher, asked, tokenizer, cache, bf16=bf16)
     if isinstance(data["labels"][0], int):
         return data.add_column("teacher_logits", kept.tolist())
     labelled = [np.array(labels) != -100 for labels in data["labels"]]
@@ -48,13 +51,14 @@ def add_teacher_logits(
 
 # %% ../../nbs/learning/06_knowledge.ipynb #c96a8bd20
 def labelled_by_teacher(
-    data: "Dataset", teacher: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, bf16: bool = False, cache: Store | None = None
-) -> "Dataset":
+    data: "Dataset", teacher: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, bf16: bool = False, cache: Store | None = None,
+    asked: "Dataset | None" = None,
+) -> "Dataset":  # fmt: skip
     """The encoded rows with `teacher_logits`, see `add_teacher_logits`, and the teacher's label instead of their own.
 
     In token tasks the places without a label stay without one.
     """
-    taught = add_teacher_logits(data, teacher, tokenizer, bf16, cache)
+    taught = add_teacher_logits(data, teacher, tokenizer, bf16, cache, asked)
     said = [np.argmax(logits, axis=-1) for logits in taught["teacher_logits"]]
     if isinstance(data["labels"][0], int):
         labels = [int(label) for label in said]

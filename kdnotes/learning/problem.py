@@ -17,10 +17,13 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from ..core.hashes import rows_sha256
 from ..core.store import Store
 from .cache import kept_outputs
 from .knowledge import add_teacher_logits, fit_probes, pooled_states, probe_log_probabilities
 from .training import train
+from ..models.encoders import longest_text
+from ..models.rows import read_again
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -34,7 +37,7 @@ class Given:
     ----------
     teacher: a fine-tuned encoder, frozen.
     encoder: the pre-trained model that students take their first weights from.
-    tokenizer: the teacher's.
+    tokenizer: of the rows, and of students; the teacher's too, unless there is a `teacher_tokenizer`.
     train, select: encoded rows (`kdnotes.models.rows.encode`).
     labels: label names in id order.
     kind: `single`, `pair` or `tokens`.
@@ -44,6 +47,8 @@ class Given:
     cache: where what several runs share is kept (augmented rows, the teacher's outputs), or None.
     source: encoded rows of other domains with a column `domain`, an index into `domains`; or None.
     domains: names of the domains, the target first.
+    teacher_tokenizer: the teacher's, if it reads with another one than the students; or None.
+    twins: rows in the teacher's tokens, by the checksum of the same rows in the students'.
     """
 
     teacher: PreTrainedModel
@@ -59,6 +64,8 @@ class Given:
     cache: Store | None = None
     source: "Dataset | None" = None
     domains: tuple[str, ...] = ("target",)
+    teacher_tokenizer: PreTrainedTokenizerBase | None = None
+    twins: "dict[str, Dataset]" = field(default_factory=dict)
 
 # %% ../../nbs/learning/07_problem.ipynb #c49bcf2b4
 class Problem(Given):
@@ -69,11 +76,20 @@ class Problem(Given):
 
     curve: tuple[float, ...] = ()
 
+    def for_teacher(self, rows: "Dataset") -> "tuple[Dataset, PreTrainedTokenizerBase]":
+        """Rows as the teacher reads them, and its tokenizer; those without a twin are read back from their tokens."""
+        if self.teacher_tokenizer is None:
+            return rows, self.tokenizer
+        twin = self.twins.get(rows_sha256(rows))
+        return twin or read_again(
+            rows, self.tokenizer, self.teacher_tokenizer, longest_text(self.teacher)
+        ), self.teacher_tokenizer
+
     @cached_property
     def taught(self) -> "Dataset":
         """`train` with the column `teacher_logits`."""
-        bf16 = self.training.get("bf16", False)
-        return add_teacher_logits(self.train, self.teacher, self.tokenizer, bf16, self.cache)
+        asked, tokenizer = self.for_teacher(self.train)
+        return add_teacher_logits(self.train, self.teacher, tokenizer, self.training.get("bf16", False), self.cache, asked)
 
     @property
     def seed(self) -> int:
@@ -127,13 +143,13 @@ def probe_answers(problem: Problem, strength: float = 1.0) -> np.ndarray:
     """
     if problem.kind == "tokens":
         raise ValueError("probes read one state for a whole row, but this task labels every word")
-    rows, labels = problem.train, np.array(problem.train["labels"][:])
+    (rows, tokenizer), labels = problem.for_teacher(problem.train), np.array(problem.train["labels"][:])
 
     def ask() -> np.ndarray:
-        states = pooled_states(problem.teacher, rows, problem.tokenizer, cache=problem.cache)
+        states = pooled_states(problem.teacher, rows, tokenizer, cache=problem.cache)
         return probe_log_probabilities(fit_probes(states, labels, strength), states)
 
-    return kept_outputs("probe logits", ask, problem.teacher, rows, problem.tokenizer, problem.cache, strength=strength)
+    return kept_outputs("probe logits", ask, problem.teacher, rows, tokenizer, problem.cache, strength=strength)
 
 # %% ../../nbs/learning/07_problem.ipynb #c922428e0
 def needs_halves(problem: Problem) -> None:

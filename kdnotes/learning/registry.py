@@ -46,7 +46,7 @@ class Declaration:
     family: one of `FAMILIES`; gives the colour.
     paper, role: where it was published, or empty; one of `ROLES`.
     reads_source, needs_source, several_domains: whether it is given rows of other domains, needs them, and their teachers.
-    reads_teacher, teacher_tokenizer: whether its result depends on the teacher, and its student on the teacher's tokenizer.
+    reads_teacher, teacher_tokenizer: whether its result depends on the teacher, and whether it needs the teacher's tokenizer.
     seeded, version: whether another seed gives another result; raised when it computes something else than before.
 
     Raises
