@@ -1894,5 +1894,10 @@ d = { 'settings': { 'branch': 'main',
                                        'kdnotes.models.shapes.read_costs': ('models/shapes.html#read_costs', 'kdnotes/models/shapes.py'),
                                        'kdnotes.models.shapes.shape_of': ('models/shapes.html#shape_of', 'kdnotes/models/shapes.py'),
                                        'kdnotes.models.shapes.with_costs': ('models/shapes.html#with_costs', 'kdnotes/models/shapes.py'),
-                                       'kdnotes.models.shapes.write_costs': ( 'models/shapes.html#write_costs',
-                                                                              'kdnotes/models/shapes.py')}}}
+                                       'kdnotes.models.shapes.write_costs': ('models/shapes.html#write_costs', 'kdnotes/models/shapes.py')},
+            'kdnotes.models.vocabulary': { 'kdnotes.models.vocabulary._kept': ( 'models/vocabulary.html#_kept',
+                                                                                'kdnotes/models/vocabulary.py'),
+                                           'kdnotes.models.vocabulary.cut_vocabulary': ( 'models/vocabulary.html#cut_vocabulary',
+                                                                                         'kdnotes/models/vocabulary.py'),
+                                           'kdnotes.models.vocabulary.used_pieces': ( 'models/vocabulary.html#used_pieces',
+                                                                                      'kdnotes/models/vocabulary.py')}}}

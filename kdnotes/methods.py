@@ -29,8 +29,9 @@ from .learning.training import train as train_model
 from .models.card import LATENCY_LENGTH, Card
 from .models.checks import frozen
 from .models.cost import measure, parameters, stored_bytes
+from .models.encoders import longest_text
 from .models.named import ModelOrName, Models, load_models, names_of, tokenizer_of, under_a_head
-from .models.rows import encode, gold_labels, predict, predicted_labels
+from .models.rows import encode, gold_labels, predict, predicted_labels, read_again
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -134,8 +135,13 @@ def _baselines(problem: Problem, rows: "Dataset", gold: Any) -> dict[str, float]
 
 
 def _reads(model: PreTrainedModel, problem: Problem, rows: "Dataset") -> "tuple[Dataset, PreTrainedTokenizerBase]":
-    """Rows as a model reads them, the teacher or a student, and its tokenizer."""
-    return problem.for_teacher(rows) if model is problem.teacher else (rows, problem.tokenizer)
+    """Rows as a model reads them, the teacher or a student, and its tokenizer; a student may have brought one of its own."""
+    if model is problem.teacher:
+        return problem.for_teacher(rows)
+    own = vars(model).get("tokenizer") or problem.tokenizer
+    if own.get_vocab() == problem.tokenizer.get_vocab():
+        return rows, own
+    return read_again(rows, problem.tokenizer, own, longest_text(model)), own
 
 
 def _cost(model: PreTrainedModel, teacher: PreTrainedModel) -> dict:

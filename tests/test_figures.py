@@ -142,8 +142,8 @@ def test_import_is_light():
 
 
 def rungs(tasks):
-    """A teacher and a ladder of three rungs on each task."""
-    shapes = enumerate(((0.90, 12_000_000, 8.0), (0.90, 12_000_000, 3.0), (0.89, 3_000_000, 2.0)), start=1)
+    """A teacher and a ladder of four rungs on each task."""
+    shapes = enumerate(((0.90, 12_000_000, 8.0), (0.90, 6_000_000, 8.0), (0.90, 6_000_000, 3.0), (0.89, 1_500_000, 2.0)), start=1)
     made = [run("ladder", one.name, skill, setting=f"rung={rung}", cost=cost(ms, params))
             for rung, skill, params, ms in ((r, *shape) for r, shape in shapes) for one in tasks]  # fmt: skip
     references = (("majority", 0.5, {}), ("teacher", 0.92, cost(20, 22_000_000)))
@@ -158,7 +158,7 @@ def test_the_ladder_names_every_rung_inside_its_panel():
     figure.draw_without_rendering()
     for ax in figure.axes:
         boxes = [Text.get_window_extent(text, renderer) for text in ax.texts]
-        assert sum("faster" in text.get_text() and text.get_text()[0] in "123" for text in ax.texts) == 3
+        assert sum("faster" in text.get_text() and text.get_text()[0] in "1234" for text in ax.texts) == 4
         assert all(box.y0 >= ax.bbox.y0 - 1 for box in boxes)
         assert not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[:i])
 

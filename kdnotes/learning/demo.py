@@ -105,8 +105,8 @@ def problem(rows: int = 1000, **training: Any) -> Problem:
 
 # %% ../../nbs/learning/10_demo.ipynb #cb6c8aca5
 def accuracy(model: PreTrainedModel) -> float:
-    """Share of 500 book reviews which neither training nor selection saw that a model gets right."""
-    tokenizer = load_tokenizer(str(_folder() / "teacher"))
+    """Share of 500 book reviews which neither training nor selection saw that a model gets right, read with its own tokenizer."""
+    tokenizer = vars(model).get("tokenizer") or load_tokenizer(str(_folder() / "teacher"))
     rows = encode(reviews().select(range(3000, 3500)), tokenizer, ("text",), "label", max_length=32)
     return score("accuracy", gold_labels(rows), predicted_labels(predict(model, rows, tokenizer)))
 
