@@ -33,7 +33,7 @@ SIZES = {  # entries of a profile
     "laptop": dict(bf16=False, batch_size=16, steps=100, looks=6, lr=2e-4, long_length=48, teacher_batch=16, teacher_steps=60),
 }  # fmt: skip
 LOOP = {  # the loop, and what learns from sources beside it
-    "world": dict(source_rows=700, refine_lr=1e-3, warm=300, rounds=6, groups=6, refine=25, extra=320),
+    "world": dict(source_rows=700, refine_lr=1e-3, warm=200, rounds=6, groups=6, refine=25, extra=320),
     "laptop": dict(source_rows=500, refine_lr=5e-5, warm=40, rounds=4, groups=4, refine=8, learn=2, extra=128, read=20),
 }
 
