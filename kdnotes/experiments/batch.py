@@ -81,7 +81,7 @@ def rounds(specs: list[dict], store: Store) -> list[list[Piece]]:
 
 # %% ../../nbs/experiments/06_batch.ipynb #c6c2fa653
 def known_seconds(records: Iterable[dict]) -> dict[tuple, float]:
-    """The median seconds of finished runs and of teachers, by what they are and where (the first may make what all share)."""
+    """The mean seconds of finished runs and of teachers, by what they are and where; means, for one makes what many share."""
     found = defaultdict(list)
     for record in records:
         spec = record["spec"]
@@ -90,7 +90,7 @@ def known_seconds(records: Iterable[dict]) -> dict[tuple, float]:
         if record.get("teacher_seconds"):
             for key in _keys(Piece("fine-tuning", spec)):
                 found[key].append(record["teacher_seconds"])
-    return {key: statistics.median(seconds) for key, seconds in found.items()}
+    return {key: statistics.fmean(seconds) for key, seconds in found.items()}
 
 
 def _keys(piece: Piece) -> list[tuple]:
@@ -114,32 +114,31 @@ class Pace:
     side_by_side: how many pieces are made at a time.
     """
 
-    TRUST = 30.0  # seconds of work for which this machine counts as fast as the one that made the committed runs
+    TRUST = 3  # pieces for which this machine counts as fast as the one that made the committed runs
     USUAL = {"pre-training": 60.0, "fine-tuning": 10.0, "run": 10.0}  # seconds of what nobody has timed
 
     def __init__(self, pieces: Iterable[Piece], known: Mapping[tuple, float], side_by_side: int) -> None:
         self.known, self.side_by_side = known, side_by_side
         self.left = {id(piece): piece for piece in pieces}
         self.here: dict[tuple, list[float]] = defaultdict(list)
-        self.took = self.should = self.TRUST
+        self.slower = [1.0] * self.TRUST
 
     def finished(self, piece: Piece, seconds: float) -> None:
         """Learn from a finished piece."""
         del self.left[id(piece)]
         precise, *_ = keys = _keys(piece)
-        if precise in self.known:
-            self.took, self.should = self.took + seconds, self.should + self.known[precise]
+        if self.known.get(precise, 0) >= 2:  # seconds; what is shorter tells little
+            self.slower.append(seconds / self.known[precise])
         for key in keys:
             self.here[key].append(seconds)
 
     def _expect(self, piece: Piece) -> float:
-        """Seconds on this machine, from what is most alike; at equal likeness, from what was made here."""
-        slower = self.took / self.should
+        """Seconds on this machine, from what is most alike: those made here, and those known from elsewhere as one more."""
+        slower = statistics.median(self.slower)  # of ratios: one run that makes what many share does not turn it
         for key in _keys(piece):
-            if key in self.here:
-                return statistics.fmean(self.here[key])
-            if key in self.known:
-                return slower * self.known[key]
+            known = [slower * self.known[key]] if key in self.known else []
+            if seen := self.here[key] + known:
+                return statistics.fmean(seen)
         return slower * self.USUAL[piece.what]
 
     @property
