@@ -14,10 +14,12 @@ from tiny import SMALL_SEARCH
 from transformers import AutoModelForSequenceClassification, set_seed
 
 import kdnotes
+from kdnotes.baselines import kd
 from kdnotes.data.labels import read_rows
 from kdnotes.l2a import generator
 from kdnotes.learning import augmentation, registry
 from kdnotes.learning.masked_lm import masked_lm
+from kdnotes.learning.varied_copies import taught_with_copies
 from kdnotes.methods import METHODS, distill, fine_tune
 from kdnotes.models.encoders import make_student, small_bert, word_tokenizer
 
@@ -227,3 +229,30 @@ def test_the_readme_example_runs(tmp_path, monkeypatch):
 @pytest.mark.parametrize("method", METHODS)
 def test_no_setting_of_a_method_is_called_like_an_argument_of_distill(method):
     assert not METHODS[method].settings.keys() & (inspect.signature(distill).parameters.keys() - {"settings"})
+
+
+@pytest.mark.parametrize("kind", ["single", "pair", "tokens"])
+def test_kd_asks_the_teacher_about_copies_too(kind, teachers):
+    """Copies have the teacher's answers, and no label but where a missing one would hide a word."""
+    rows = data(40, pair=kind == "pair", tokens=kind == "tokens")
+    settings, seen = dict(kind=kind, labels=LABELS), []
+    if kind == "tokens":
+        settings |= dict(labels=("O", "B-praise"))
+        teachers[kind].config.id2label = {0: "O", 1: "B-praise"}
+
+    def watched(problem, copies):
+        seen.append(taught_with_copies(problem, copies))
+        return seen[-1]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(kd, "taught_with_copies", watched)
+        distill(teachers[kind], rows, rows, "kd", layers=1, copies=2, **QUICK | settings)
+    (taught,) = seen
+    own, copied = taught.select(range(40)), taught.select(range(40, 120))
+    assert len(taught) == 120 and own.column_names == copied.column_names
+    if kind == "tokens":
+        assert all(len(one["labels"]) == len(one["input_ids"]) == len(one["teacher_logits"]) for one in copied)
+    else:
+        assert set(copied["labels"]) == {-100} and -100 not in own["labels"]
+    if kind == "pair":
+        assert all(ids.count(TOKENIZER.sep_token_id) == 2 for ids in copied["input_ids"])

@@ -7,8 +7,9 @@ from pathlib import Path
 
 PACKAGE = Path(__file__).resolve().parents[1] / "kdnotes"
 FILE = Path(__file__).with_suffix(".json")
+LEARNING = "losses training problem knowledge cache masked_lm augmentation varied_copies following".split()
 SHARED = [
-    *(f"learning/{name}.py" for name in "losses training problem knowledge cache masked_lm augmentation following".split()),
+    *(f"learning/{name}.py" for name in LEARNING),
     *(f"models/{name}.py" for name in "rows encoders attention".split()),
 ]  # fmt: skip
 TEACHERS = {"experiments/runs.py": ("teacher_spec", "teacher_folder"), "methods.py": ("fine_tune",)}

@@ -9,10 +9,11 @@ __all__ = ['fit_teacher', 'small_transformer', 'fit_undistilled', 'fit_kd']
 import torch
 from transformers import PreTrainedModel, set_seed
 
-from ..core.settings import Count, Positive, Share, Start
+from ..core.settings import Count, Positive, Share, Start, Whole
 from ..learning.losses import kd_loss
 from ..learning.problem import Problem
 from ..learning.registry import register_method
+from ..learning.varied_copies import taught_with_copies
 from ..models.encoders import copy_head, make_student
 from ..models.rows import model_inputs
 
@@ -59,8 +60,8 @@ def fit_undistilled(
     paper="arXiv 1503.02531", teacher_tokenizer=False, version=2,
 )  # fmt: skip
 def fit_kd(
-    problem: Problem, alpha: Share = 0.9, temperature: Positive = 2.0, layers: Count = 4, width: Count | None = None,
-    heads: Count | None = None, inner: Count | None = None, init: Start = "layers",
+    problem: Problem, alpha: Share = 0.9, temperature: Positive = 2.0, copies: Whole = 0, layers: Count = 4,
+    width: Count | None = None, heads: Count | None = None, inner: Count | None = None, init: Start = "layers",
 ) -> PreTrainedModel:  # fmt: skip
     """Soft-label distillation: `alpha` of the teacher's softened logits, the rest of the labels (arXiv 1503.02531).
 
@@ -68,6 +69,7 @@ def fit_kd(
     ----------
     alpha: weight of the soft loss, 0 to 1.
     temperature: softens both distributions, above 0.
+    copies: of every row, which the teacher answers too, see `kdnotes.learning.varied_copies`.
     layers, width, heads, inner, init: the student, see `make_student`.
     """
 
@@ -76,4 +78,4 @@ def fit_kd(
         return kd_loss(logits, batch["teacher_logits"], batch["labels"], alpha, temperature)
 
     student = copy_head(problem.teacher, small_transformer(problem, layers, width, heads, inner, init))
-    return problem.fit(student, problem.taught, objective)
+    return problem.fit(student, taught_with_copies(problem, copies), objective)
