@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     from .data.loading import folder_task, load_task
     from .data.tasks import register_task
     from .experiments.runs import run
+    from .learning.general import general_student
     from .learning.registry import register_method
     from .methods import distill, fine_tune
     from .models.card import save_student
@@ -20,6 +21,7 @@ _HOME = {
     "distill": ".methods",
     "fine_tune": ".methods",
     "folder_task": ".data.loading",
+    "general_student": ".learning.general",
     "load_task": ".data.loading",
     "load_tokenizer": ".models.encoders",
     "methods": ".methods",
@@ -33,6 +35,7 @@ __all__ = [
     "distill",
     "fine_tune",
     "folder_task",
+    "general_student",
     "load_task",
     "load_tokenizer",
     "methods",
