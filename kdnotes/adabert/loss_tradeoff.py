@@ -12,25 +12,50 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from ..learning.knowledge import fit_probes, pooled_states, probe_log_probabilities
+from ..learning.knowledge import add_teacher_logits, fit_probes, pooled_states, probe_log_probabilities
+from ..learning.losses import IGNORE
 from ..learning.problem import Problem
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
 # %% ../../nbs/adabert/04_loss_tradeoff.ipynb #cell-006
-def add_probes(problem: Problem, data: "Dataset | None" = None) -> "Dataset":
-    """`data` (default `train`) with a column `probes`: log-probabilities `(teacher layers + 1, labels)` of every row.
+def _said(learned: np.ndarray, labels: np.ndarray, asked: np.ndarray, count: int) -> np.ndarray:
+    """What probes that learned from some states say of others: log-probabilities `(layers, rows, count)`."""
+    probes = fit_probes(learned, labels)
+    known = np.full((*asked.shape[:2], count), -30.0)  # a label that no row has: as good as impossible
+    known[..., probes[0].classes_] = probe_log_probabilities(probes, asked)
+    return known
 
-    The probes are fitted on `train`.
+
+def _crossed(states: np.ndarray, labels: np.ndarray, count: int) -> np.ndarray:
+    """What probes say of rows that they have not learned from: those of each half of the rows, of the other half."""
+    order = np.argsort(labels, kind="stable")
+    halves = np.sort(order[::2]), np.sort(order[1::2])  # each has every label that two rows have
+    if any(len(np.unique(labels[half])) < 2 for half in halves):
+        return _said(states, labels, states, count)
+    known = np.empty((*states.shape[:2], count))
+    for mine, other in (halves, halves[::-1]):
+        known[:, mine] = _said(states[:, other], labels[other], states[:, mine], count)
+    return known
+
+
+def add_probes(problem: Problem, data: "Dataset | None" = None) -> "Dataset":
+    """`data` (default `train`) with a column `probes`: log-probabilities `(teacher layers + 2, labels)`, the teacher's own last.
+
+    The probes are fitted on `train`, for its own rows on its other half.
     """
-    states = pooled_states(problem.teacher, problem.train, problem.tokenizer, cache=problem.cache)
-    probes = fit_probes(states, problem.train["labels"][:])
-    if data is not None:
-        states = pooled_states(problem.teacher, data, problem.tokenizer, cache=problem.cache)
-    known = np.full((*states.shape[:2], len(problem.labels)), -30.0)  # a label that no training row has: as good as impossible
-    known[..., probes[0].classes_] = probe_log_probabilities(probes, states)
-    return (problem.train if data is None else data).add_column("probes", known.transpose(1, 0, 2).tolist())
+    labels, count = np.array(problem.train["labels"][:]), len(problem.labels)
+    learned = pooled_states(problem.teacher, problem.train, problem.tokenizer, cache=problem.cache)
+    if data is None:
+        taught, known = problem.taught, _crossed(learned, labels, count)
+    else:
+        asked = "teacher_logits" in data.column_names
+        taught = data if asked else add_teacher_logits(data, problem.teacher, problem.tokenizer, cache=problem.cache)
+        known = _said(learned, labels, pooled_states(problem.teacher, data, problem.tokenizer, cache=problem.cache), count)
+    answers = torch.tensor(taught["teacher_logits"][:]).log_softmax(-1).numpy()
+    members = np.concatenate([known.transpose(1, 0, 2), answers[:, None]], axis=1)
+    return taught.remove_columns("teacher_logits").add_column("probes", members.tolist())
 
 # %% ../../nbs/adabert/04_loss_tradeoff.ipynb #cell-009
 def matched_probes(cells: int, layers: int) -> list[int]:
@@ -44,20 +69,23 @@ def probe_weights(probes: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     Parameters
     ----------
     probes: log-probabilities `(batch, layers, labels)`.
-    labels: the true label ids `(batch,)`.
+    labels: the true label ids `(batch,)`; where there is none (-100), the last layer's takes its place.
     """
+    labels = torch.where(labels == IGNORE, probes[:, -1].argmax(-1), labels)
     true = probes.gather(2, labels[:, None, None].expand(-1, probes.shape[1], 1))[..., 0].exp()
     return true / true.sum(1, keepdim=True).clamp(min=1e-12)
 
 # %% ../../nbs/adabert/04_loss_tradeoff.ipynb #cell-017
-def knowledge_loss(cell_logits: Sequence[torch.Tensor], probes: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """L_KD: every cell's softmax against the probe that it follows, weighted by instance and layer (AdaBERT eq. 2 and 3).
+def knowledge_loss(
+    cell_logits: Sequence[torch.Tensor], logits: torch.Tensor, probes: torch.Tensor, labels: torch.Tensor
+) -> torch.Tensor:  # fmt: skip
+    """L_KD: every cell against the probe that it follows, the classifier against the teacher, weighted (AdaBERT eq. 2 and 3).
 
     Parameters
     ----------
-    cell_logits: of every cell's head, each `(batch, labels)`.
-    probes: the teacher's log-probabilities `(batch, layers + 1, labels)`, the embedding layer first.
-    labels: `(batch,)`.
+    cell_logits, logits: of every cell's head, and of the classifier, each `(batch, labels)`.
+    probes: log-probabilities `(batch, layers + 2, labels)`, the embedding layer first, the teacher's own answer last.
+    labels: `(batch,)`, -100 where there is none.
 
     Raises
     ------
@@ -66,9 +94,9 @@ def knowledge_loss(cell_logits: Sequence[torch.Tensor], probes: torch.Tensor, la
     """
     if not cell_logits:
         raise ValueError("cell_logits is empty, expected the logits of at least one cell")
-    followed = probes[:, matched_probes(len(cell_logits), probes.shape[1] - 1)]
-    ours = torch.stack(list(cell_logits), dim=1).log_softmax(-1)
-    losses = -(followed.exp() * ours).sum(-1)
+    followed = probes[:, [*matched_probes(len(cell_logits), probes.shape[1] - 2), -1]]
+    ours = torch.stack([*cell_logits, logits], dim=1).log_softmax(-1)
+    losses = (followed.exp() * (followed - ours)).sum(-1)
     return (probe_weights(followed, labels) * losses).sum(1).mean()
 
 # %% ../../nbs/adabert/04_loss_tradeoff.ipynb #cell-025
