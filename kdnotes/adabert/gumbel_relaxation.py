@@ -51,7 +51,7 @@ def _strongest(edges: list[int], worth: torch.Tensor, node: int) -> list[int]:
     """The edges into a node, the strongest first."""
     return sorted((i for i in edges if EDGES[i][1] == node), key=lambda i: -float(worth[i]))
 
-
+# %% ../../nbs/adabert/03_gumbel_relaxation.ipynb #ce2476b6f
 class Architecture(nn.Module):
     """The architecture logits: `alpha`, `(edges, ops)`, and `depth`, `(max_depth,)`; all start equal."""
 

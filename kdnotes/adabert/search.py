@@ -72,6 +72,18 @@ TABLE_RATE = 0.1  # of the learning rate, for the projection of the teacher's ta
 DEPTH_WAITS, DEPTH_RATE = 0.5, 0.5  # of the architecture's steps, before the number of cells is learned, and of its rate
 
 
+def _optimizers(net: SuperNet, arch: Architecture, lr: float, arch_lr: float) -> tuple[torch.optim.Optimizer, ...]:
+    """Those of the weights and of the architecture, by learning rates."""
+    table = set(net.words.parameters())
+    rest = [weight for weight in net.parameters() if weight not in table]
+    weights = [dict(params=rest, lr=lr), dict(params=list(table), lr=TABLE_RATE * lr)]
+    choices = [dict(params=[arch.alpha], lr=arch_lr), dict(params=[arch.depth], lr=DEPTH_RATE * arch_lr)]
+    return (
+        torch.optim.AdamW(weights, weight_decay=3e-4),
+        torch.optim.Adam(choices, betas=(0.5, 0.999), weight_decay=1e-3),
+    )
+
+# %% ../../nbs/adabert/06_search.ipynb #c05ef2f19
 class _Loop:
     """A running search: two modules, their optimisers, the position, and what was noted."""
 
@@ -82,14 +94,7 @@ class _Loop:
         self.net, self.arch, self.batches, self.device = net.train(), arch, batches, device
         self.steps, self.warm_up = steps, warm_up
         self.depth_from = warm_up + round(DEPTH_WAITS * (steps - warm_up))
-        table = set(net.words.parameters())
-        rest = [weight for weight in net.parameters() if weight not in table]
-        weights = [dict(params=rest, lr=lr), dict(params=list(table), lr=TABLE_RATE * lr)]
-        choices = [dict(params=[arch.alpha], lr=arch_lr), dict(params=[arch.depth], lr=DEPTH_RATE * arch_lr)]
-        self.optimizers = (
-            torch.optim.AdamW(weights, weight_decay=3e-4),
-            torch.optim.Adam(choices, betas=(0.5, 0.999), weight_decay=1e-3),
-        )
+        self.optimizers = _optimizers(net, arch, lr, arch_lr)
         self.schedule = torch.optim.lr_scheduler.CosineAnnealingLR(self.optimizers[0], steps, eta_min=TABLE_RATE * lr)
         self.step, self.history = 0, []
 
