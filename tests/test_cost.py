@@ -11,6 +11,8 @@ from transformers import BertConfig, BertForMaskedLM, BertForSequenceClassificat
 
 from kdnotes.models import cost
 from kdnotes.models.cost import Latency, flops, latency, measure, parameters, stored_bytes
+from kdnotes.models.export import to_onnx
+from kdnotes.models.shapes import shape_of
 
 COLUMNS = ["params", "params_no_embeddings", "size_bytes", "flops", "length", "latency_ms", "speedup", "speedup_bert"]
 
@@ -97,6 +99,13 @@ def test_int8_has_as_many_parameters_and_operations_and_fewer_bytes():
     assert parameters(small) == parameters(model) and flops(small, 8) == flops(model, 8)
     weights = sum(layer.weight.numel() for layer in model.modules() if isinstance(layer, nn.Linear))
     assert stored_bytes(model) - stored_bytes(small) == pytest.approx(3 * weights, rel=0.15)
+
+
+def test_floats_and_eight_bits_are_not_one_shape():
+    """Or the costs of one would stand in the row of the other."""
+    model = bert(1).eval()
+    shapes = [shape_of(to_onnx(model, int8=int8)) for int8 in (False, True)]
+    assert shapes[0] != shapes[1]
 
 
 def test_stored_bytes_are_those_of_the_file(tmp_path, capfd):

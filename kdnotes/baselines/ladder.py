@@ -23,7 +23,7 @@ from ..models.vocabulary import cut_vocabulary, used_pieces
 # %% ../../nbs/baselines/11_ladder.ipynb #cell-006
 @register_method(
     "int8_dynamic", "the teacher in 8 bits by ONNX Runtime, without training", title="8 bits, no training", family="quantisation",
-    seeded=False,
+    seeded=False, version=2,
 )  # fmt: skip
 def fit_int8_dynamic(problem: Problem) -> PreTrainedModel:
     """The teacher in 8 bits by ONNX Runtime's dynamic quantisation, without training."""
@@ -75,7 +75,7 @@ def climb(problem: Problem, rung: int, fit: Callable[[Problem], PreTrainedModel]
 # %% ../../nbs/baselines/11_ladder.ipynb #cbccdaa44
 @register_method(
     "ladder", "distil, cut the vocabulary, ONNX Runtime, 8 bits: one rung on the other", title="ladder", family="distillation",
-    teacher_tokenizer=False, version=2,
+    teacher_tokenizer=False, version=3,
 )  # fmt: skip
 def fit_ladder(
     problem: Problem, rung: Annotated[int, Range(1, 4)] = 4, base: str = "tinybert", copies: Whole = 0, layers: Count = 4,

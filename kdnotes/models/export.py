@@ -123,10 +123,12 @@ class OnnxConfig(PreTrainedConfig):
     model_type = "kdnotes-onnx"
 
     def __init__(self, vocab_size: int = 1, max_position_embeddings: int = 512, kind: str = "single", threads: int = 2,
-                 counts: dict | None = None, flops: int = 0, flops_length: int = 128, **kwargs: Any) -> None:  # fmt: skip
+                 counts: dict | None = None, flops: int = 0, flops_length: int = 128, int8: bool = False,
+                 **kwargs: Any) -> None:  # fmt: skip
         super().__init__(**kwargs)
         self.vocab_size, self.max_position_embeddings, self.kind = vocab_size, max_position_embeddings, kind
         self.threads, self.counts, self.flops, self.flops_length = threads, counts or {}, flops, flops_length
+        self.int8 = int8
 
 # %% ../../nbs/models/05_export.ipynb #c200afd66
 FILE = "model.onnx"
@@ -223,7 +225,7 @@ def to_onnx(model: PreTrainedModel, int8: bool = False, kind: str = "single", th
     limit = min(longest_text(model), 10**6)
     config = OnnxConfig(
         vocab_size=getattr(own, "vocab_size", 1), max_position_embeddings=limit, kind=kind, threads=threads,
-        counts=parameters(model), flops=flops(model, min(128, limit)), flops_length=min(128, limit),
+        counts=parameters(model), flops=flops(model, min(128, limit)), flops_length=min(128, limit), int8=int8,
         **label_maps(tuple(own.id2label.values())),
     )  # fmt: skip
     with tempfile.TemporaryDirectory() as folder:
