@@ -156,7 +156,7 @@ def _draw_aims(ax: "Axes", teacher: float) -> None:
         ax.scatter(faster, teacher - lost, s=AREA / smaller, c="white", edgecolors=AIM, linewidths=1.5, zorder=3)
 
 # %% ../../nbs/figures/fig02_ladder.ipynb #c62a784a4
-def _name_rungs(ax: "Axes", rows: pd.DataFrame, width: float = 0.16) -> None:
+def _name_rungs(ax: "Axes", rows: pd.DataFrame, width: float = 0.18) -> None:
     from matplotlib.colors import to_rgb
 
     teacher = rows[rows.method == TEACHER].iloc[0]
