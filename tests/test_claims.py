@@ -14,6 +14,7 @@ from kdnotes.cli import artefacts
 from kdnotes.core.metrics import Interval
 from kdnotes.core.records import read_lines, write_lines
 from kdnotes.experiments import specs
+from kdnotes.experiments.artefacts import stored_runs
 from kdnotes.experiments.claims import (
     Claim,
     Measured,
@@ -196,7 +197,7 @@ def test_the_pages_are_those_of_the_committed_runs(results):
     captions = (FIGURES / "README.md").read_text()
     for plan in PLANS.values():
         for path in FIGURES.glob(f"{plan.name}/*/runs.jsonl"):
-            assert f"{judge(plan.claims[0], read_lines(path))}." in captions
+            assert f"{judge(plan.claims[0], stored_runs(path.parent))}." in captions
 
 
 def test_the_findings_of_the_first_page_are_those_of_the_results(results):
