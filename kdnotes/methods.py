@@ -134,14 +134,20 @@ def _baselines(problem: Problem, rows: "Dataset", gold: Any) -> dict[str, float]
     return found
 
 
+def _tokenizer_for(model: PreTrainedModel, problem: Problem) -> PreTrainedTokenizerBase:
+    """What a model reads with: the teacher's tokenizer, the students', or one of other words that a student has brought."""
+    if model is problem.teacher:
+        return problem.teacher_tokenizer or problem.tokenizer
+    own = vars(model).get("tokenizer")
+    return problem.tokenizer if own is None or own.get_vocab() == problem.tokenizer.get_vocab() else own
+
+
 def _reads(model: PreTrainedModel, problem: Problem, rows: "Dataset") -> "tuple[Dataset, PreTrainedTokenizerBase]":
-    """Rows as a model reads them, the teacher or a student, and its tokenizer; a student may have brought one of its own."""
+    """Rows as a model reads them, the teacher or a student, and its tokenizer."""
     if model is problem.teacher:
         return problem.for_teacher(rows)
-    own = vars(model).get("tokenizer") or problem.tokenizer
-    if own.get_vocab() == problem.tokenizer.get_vocab():
-        return rows, own
-    return read_again(rows, problem.tokenizer, own, longest_text(model)), own
+    own = _tokenizer_for(model, problem)
+    return (rows if own is problem.tokenizer else read_again(rows, problem.tokenizer, own, longest_text(model))), own
 
 
 def _cost(model: PreTrainedModel, teacher: PreTrainedModel) -> dict:
@@ -273,7 +279,7 @@ def _fitted(method: Method, problem: Problem, settings: dict, folder: Path | Non
         problem.folder = own = _own_folder(folder, **_depends_on(problem, method, settings))
         own.mkdir(parents=True, exist_ok=True)
     student = method.fit(problem, **settings).eval()
-    _hang(student, tokenizer=_reads(student, problem, problem.train)[1])
+    _hang(student, tokenizer=_tokenizer_for(student, problem))
     if card is not None:
         _hang_card(student, method.name, problem, settings=settings, **card)
     return student

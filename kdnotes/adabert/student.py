@@ -262,8 +262,7 @@ def _finish(
 ) -> AdaBert:  # fmt: skip
     student = train_student(student, problem, rows, gamma, cnn_lr, cnn_steps)
     if vocabulary == "task":
-        student, tokenizer = cut_vocabulary(student, problem.tokenizer, used_pieces(rows))
-        vars(student)["tokenizer"] = tokenizer
+        student, _ = cut_vocabulary(student, problem.tokenizer, used_pieces(rows))
     genotype = student.config.genotype
     cost = genotype_cost(genotype, student.config.width, max_depth)
     measures = dict(depth=genotype.depth, cost=cost, network_params=parameters(student)["params_no_embeddings"])

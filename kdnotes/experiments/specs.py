@@ -90,11 +90,9 @@ def make_spec(
     """
     chosen, this = find_method(method), task(task_name)
     if student_encoder and chosen.teacher_tokenizer:
-        raise ValueError(
-            f"{method} cuts its student from what the teacher was made from: leave student_encoder={student_encoder!r} out"
-        )
+        raise ValueError(f"student_encoder={student_encoder!r}: {method} cuts its student from the teacher's own encoder")
     seed, size = check("seed", seed, Whole), sized(profile, chosen, overrides)
-    left_out = {"seeds", *SHAPE, "long_length", "source_rows", *([] if chosen.reads_teacher else TEACHER_ENTRIES)}
+    left_out = {"seeds", *SHAPE, "long_length", "source_rows"} | (set() if chosen.reads_teacher else set(TEACHER_ENTRIES))
     numbers = {k: v for k, v in asdict(size).items() if k not in left_out}
     numbers["max_length"] = size.long_length if this.long else size.max_length
     numbers["steps"] = size.steps if "steps" in overrides else max(size.steps, STEPS_PER_LABEL * len(this.labels))

@@ -52,8 +52,7 @@ def general_student(
         raise ValueError(f"attention is compared head by head: expected {most} heads like the encoder's, got {heads}")
     set_seed(seed)
     student = make_student(body, ("",), layers=layers, width=width, heads=most, inner=inner, init=init).base_model
-    rows = encode_plain(texts, tokenizer, max_length)
-    rows = rows.add_column("labels", [0] * len(rows))
+    rows = encode_plain(texts, tokenizer, max_length).add_column("labels", [0] * len(texts))
     follower = start_maps(Follower(student, body.config.hidden_size), body.eval(), rows, tokenizer)
 
     def objective(follower: Follower, batch: dict) -> torch.Tensor:

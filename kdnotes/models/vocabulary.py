@@ -40,6 +40,8 @@ def cut_vocabulary(
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """A copy of a model and a tokenizer that know these pieces alone, besides what is special and single characters.
 
+    The copy carries the tokenizer, as `made.tokenizer`.
+
     Parameters
     ----------
     used: ids of pieces, see `used_pieces`.
@@ -59,4 +61,5 @@ def cut_vocabulary(
     rows = table.detach()[torch.tensor(list(kept.values()), device=table.device)].clone()
     made.set_input_embeddings(torch.nn.Embedding.from_pretrained(rows, freeze=False, padding_idx=smaller.pad_token_id))
     made.config.vocab_size, made.config.pad_token_id = len(kept), smaller.pad_token_id
+    vars(made)["tokenizer"] = smaller
     return made, smaller
