@@ -10,7 +10,7 @@ RUN = dict(rows=120, teacher_rows=200, steps=8, looks=2, teacher_steps=16, layer
            world_encoder=ENCODER)  # fmt: skip
 
 SEARCH = dict(search_steps=6, search_batch=16, channels=8, max_depth=2, cnn_steps=4)
-SMALL_SEARCH = {name: SEARCH for name in ("adabert", "adabert_undistilled", "adabert_random")}
+SMALL_SEARCH = {name: SEARCH for name in ("adabert", "adabert_undistilled", "adabert_random", "adabert_paths")}
 
 
 def usual(method):

@@ -180,7 +180,10 @@ class Cell(nn.Module):
     def forward(
         self, first: torch.Tensor, second: torch.Tensor, mask: torch.Tensor, choose: Callable | None = None
     ) -> torch.Tensor:
-        """The output node; without `choose`, all operations of an edge are added up."""
+        """The output node; without `choose`, all operations of an edge are added up.
+
+        An operation of weight zero passes no gradient on, so none is kept of it; its weight still gets its own.
+        """
         states = [first, second]
         for node in range(2, 2 + NODES):
             total = torch.zeros_like(first)
@@ -189,7 +192,9 @@ class Cell(nn.Module):
                 if to == node:
                     for op, weight in choose(source, node) if choose else [(op, 1.0) for op in ops]:
                         if op != "zero":
-                            total = total + weight * ops[op](states[source], mask)
+                            with torch.set_grad_enabled(torch.is_grad_enabled() and bool(weight != 0)):
+                                put_out = ops[op](states[source], mask)
+                            total = total + weight * put_out
             states.append(total)
         return attend(torch.stack(states[2:], dim=1), mask, self.attention)
 

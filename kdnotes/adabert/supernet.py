@@ -8,6 +8,7 @@ __all__ = ['Words', 'read_inputs', 'run_cells', 'read_layers', 'SuperNet', 'teac
 
 # %% ../../nbs/adabert/05_supernet.ipynb #cell-003
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from torch import nn
@@ -89,10 +90,13 @@ def read_inputs(
 def run_cells(
     cells: Sequence[Cell], first: torch.Tensor, second: torch.Tensor, mask: torch.Tensor, choose: Callable | None = None
 ) -> list[torch.Tensor]:
-    """States of the embedding layer and of every cell, each `(batch, width, seq)`; a cell reads the two before it."""
+    """States of the embedding layer and of every cell, each `(batch, width, seq)`; a cell reads the two before it.
+
+    `choose` says what the edges of a cell carry, see `Cell`, and is told the number of the cell first.
+    """
     layers = [(first + second) / 2]
-    for cell in cells:
-        first, second = second, cell(first, second, mask, choose)
+    for number, cell in enumerate(cells, 1):
+        first, second = second, cell(first, second, mask, choose and partial(choose, number))
         layers.append(second)
     return layers
 
@@ -133,12 +137,13 @@ class SuperNet(nn.Module):
     ) -> dict[int, tuple]:  # fmt: skip
         """For each computed number of cells: the logits, and the list of the logits of every cell's head.
 
-        One is computed, the sample's; all of them with `prefixes`, and all with all operations with `everything`.
+        One is computed, the sample's; all of them with `prefixes`, and with `everything` also all operations of the
+        sample's cells.
         """
 
-        def choose(source: int, node: int) -> list[tuple[str, torch.Tensor]]:
+        def choose(cell: int, source: int, node: int) -> list[tuple[str, torch.Tensor]]:
             edge = EDGES.index((source, node))
-            drawn = range(len(OPS)) if everything else [sample.chosen(edge)]
+            drawn = range(len(OPS)) if everything and cell <= sample.cells else [sample.chosen(edge)]
             return [(list(OPS)[op], sample.ops[edge, op]) for op in drawn]
 
         first, second, mask = read_inputs(self.words, self.norm, self.kind, self.pad, **inputs)
@@ -170,7 +175,8 @@ def losses_by_depth(found: dict[int, tuple], batch: dict, kind: str, gamma: floa
 
 def path_loss(found: dict[int, tuple], sample: Sample, batch: dict, kind: str, gamma: float) -> torch.Tensor:
     """The loss of a sample: that of the computed depths, each by its entry of the sampled depth."""
-    return sum(sample.depth[cells - 1] * loss for cells, loss in losses_by_depth(found, batch, kind, gamma).items())
+    losses = losses_by_depth(found, batch, kind, gamma)
+    return sum(sample.depth[k - 1] * (loss if k == sample.cells else loss.detach()) for k, loss in losses.items())
 
 
 def weights_loss(found: dict[int, tuple], batch: dict, kind: str, gamma: float) -> torch.Tensor:

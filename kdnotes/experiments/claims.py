@@ -204,12 +204,18 @@ def _median(records: Iterable[dict], method: str, setting: str, name: str) -> fl
 
 
 def smaller_and_faster(
-    a: str, smaller: float, faster: float, setting: str = "", teacher: str = "teacher", size_in: str = "params"
+    a: str, smaller: float, faster: float, setting: str = "", teacher: str = "teacher", size_in: str = "params", beside: str = ""
 ) -> Callable:
-    """Measures how many times a student is smaller and faster than its own teacher; both have to be reached."""
+    """Measures how many times a student is smaller and faster than its own teacher; both have to be reached.
+
+    Parameters
+    ----------
+    setting, beside: of the student, and of its teacher's row.
+    size_in: the name of what is compared among the costs.
+    """
 
     def measure(records: list[dict]) -> Measured:
-        size = _median(records, teacher, "", size_in) / _median(records, a, setting, size_in)
+        size = _median(records, teacher, beside, size_in) / _median(records, a, setting, size_in)
         speed = _median(records, a, setting, "speedup")
         least = min(size / smaller, speed / faster)
         return Measured(Interval(least, least, least), 1.0, "times", f"{size:.1f} times smaller, {speed:.1f} times faster")

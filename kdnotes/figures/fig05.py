@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from ..adabert.sizes import BY_HAND, SEARCH, searches_read
+from ..adabert.sizes import AS_LONG, BY_HAND, CNN, SEARCH, searches_read
 from ..core.metrics import METRICS
 from ..experiments.claims import Claim, above, falls, keeps
 from ..experiments.landscape import AREA
@@ -60,9 +60,15 @@ def runs(size: Profile, seed: int) -> list[Run]:
     beta = {f"beta={value}": dict(beta=float(value)) for value in (0, 16, 64)}
     gamma = {f"gamma={value}": dict(gamma=float(value)) for value in (0, 1)}
     references = ("majority", "bag_of_words", "teacher", "undistilled", "adabert_undistilled")
-    swept = {"": {}} | beta | gamma | WAYS  # without a setting: the published weights, beta = 4 and gamma = 0.8
-    return [Run(method, "sst2") for method in references] + [
-        Run(SEARCHED, "sst2", setting=name, changes=changes) for name, changes in swept.items()
+    profile = "world" if size.source == "world" else "laptop"
+    ways = {
+        name: way for name, way in WAYS.items() if name != "all rows" or profile == "world"
+    }  # all rows are usual on real data
+    swept = {"": {}} | beta | gamma | ways  # without a setting: the published weights, beta = 4 and gamma = 0.8
+    cnn = {name: value for name, value in CNN.get(profile, {}).items() if name != "copies"}
+    paths = Run("adabert_paths", "sst2", sizes=cnn | dict(search_steps=AS_LONG[profile]))
+    return [*(Run(method, "sst2", sizes=cnn if method.startswith(SEARCHED) else {}) for method in references), paths] + [
+        Run(SEARCHED, "sst2", setting=name, changes=changes, sizes=cnn) for name, changes in swept.items()
     ]
 
 

@@ -68,25 +68,27 @@ def labelled_by_teacher(
 
 # %% ../../nbs/learning/06_knowledge.ipynb #cell-013
 def pooled_states(
-    model: PreTrainedModel, data: "Dataset", tokenizer: PreTrainedTokenizerBase, batch_size: int = 64, cache: Store | None = None
-) -> np.ndarray:
+    model: PreTrainedModel, data: "Dataset", tokenizer: PreTrainedTokenizerBase, batch_size: int = 64, cache: Store | None = None,
+    bf16: bool = False,
+) -> np.ndarray:  # fmt: skip
     """Mean state of every layer over a row's tokens: `(layers + 1, rows, hidden)`, the embedding layer first."""
-    ask = lambda: _pooled_states(model, data, tokenizer, batch_size)  # noqa: E731
-    return kept_outputs("pooled states", ask, model, data, tokenizer, cache, batch_size=batch_size)
+    ask = lambda: _pooled_states(model, data, tokenizer, batch_size, bf16)  # noqa: E731
+    return kept_outputs("pooled states", ask, model, data, tokenizer, cache, batch_size=batch_size, bf16=bf16)
 
 
 @torch.inference_mode()
 def _pooled_states(
-    model: PreTrainedModel, data: "Dataset", tokenizer: PreTrainedTokenizerBase, batch_size: int
-) -> np.ndarray:  # fmt: skip
+    model: PreTrainedModel, data: "Dataset", tokenizer: PreTrainedTokenizerBase, batch_size: int, bf16: bool
+) -> np.ndarray:
     rows, collate, states = Rows.of(data), Collate(tokenizer), []
     model.eval()
     for start in range(0, len(rows), batch_size):
         batch = collate([rows[i] for i in range(start, min(start + batch_size, len(rows)))])
         batch = {k: v.to(model.device) for k, v in batch.items()}
-        layers = torch.stack(model(**model_inputs(batch, tokenizer), output_hidden_states=True).hidden_states)
+        with torch.autocast(model.device.type, torch.bfloat16, enabled=bf16):
+            layers = torch.stack(model(**model_inputs(batch, tokenizer), output_hidden_states=True).hidden_states).float()
         mask = batch["attention_mask"][None, :, :, None]
-        states.append(((layers * mask).sum(2) / mask.sum(2)).float().cpu().numpy())
+        states.append(((layers * mask).sum(2) / mask.sum(2)).cpu().numpy())
     return np.concatenate(states, axis=1)
 
 # %% ../../nbs/learning/06_knowledge.ipynb #cell-017
