@@ -2,8 +2,8 @@
 
 python benchmarks/search_steps.py [seeds]
 
-Same data (reviews of the embedded world), same teacher, one thread, and about the same time: a step of four sampled paths, compared by
-their losses, is cheaper than a straight-through step of all operations, so there are more of them.
+Same data (reviews of the embedded world), same teacher, one thread, and about the same time: a step of four sampled paths
+that are compared by their losses is cheaper than a straight-through step of all operations, so there are more of them.
 The students are trained alike, from the super-net's weights, and scored on rows that no choice was made on.
 """
 
