@@ -20,7 +20,7 @@ from kdnotes.adabert.search import search
 from kdnotes.adabert.student import taught_rows, train_student
 from kdnotes.learning import demo
 
-WAYS = {"sampled paths": dict(paths=4, steps=700), "all operations": dict(paths=0, steps=500)}
+WAYS = {"sampled paths": dict(paths=4, steps=550), "all operations": dict(paths=0, steps=500)}
 WIDTH = 32
 
 

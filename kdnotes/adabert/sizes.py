@@ -14,7 +14,7 @@ SEARCH = {  # by profile; the others take the method's own
     "laptop": dict(search_batch=64, trial_steps=500, cnn_lr=2e-3),
 }
 CNN = {"laptop": dict(batch_size=256, steps=4000, copies=4)}  # entries of the rows that train such a network
-AS_LONG = {"world": 700, "laptop": 2500}  # steps of a search by sampled paths that takes as long as one of all operations
+AS_LONG = {"world": 550, "laptop": 2000}  # steps of a search by sampled paths that takes as long as one of all operations
 AS_MANY = {"world": 6, "laptop": 3}  # random networks that are trained in the time of a search
 
 # %% ../../nbs/adabert/10_sizes.ipynb #cb73ccb73
