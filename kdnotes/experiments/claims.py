@@ -158,12 +158,11 @@ def above_all(a: str, others: Sequence[tuple[str, str]], setting: str = "", metr
     """
 
     def measure(records: list[dict]) -> Measured:
+        if not others:
+            raise NotRun(f"{named((a, setting))}: there is no other row to compare it with")
         groups = {key: found for key, found in group(records).items() if not within or key.domain == within}
-        return Measured(
-            pooled_difference(
-                [pair for b, their in others for pair in compared(groups, a, b, setting, metric, their, everywhere=False)]
-            )
-        )
+        pairs = [compared(groups, a, b, setting, metric, their, everywhere=False) for b, their in others]
+        return Measured(pooled_difference([pair for found in pairs for pair in found]))
 
     return measure
 
