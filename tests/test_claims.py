@@ -187,8 +187,9 @@ def results():
 
 
 def test_every_measured_claim_has_a_verdict_on_the_embedded_data(results):
+    rows = {(run.method, run.setting) for plan in PLANS.values() for run in plan.listed("world")} | {("", "")}
     for result in results:
-        if result.claim.measure is not None:
+        if result.claim.measure is not None and result.claim.student in rows:  # some students are made on real data alone
             assert result.answers["world"].judged.verdict in ("holds", "does not hold", "cannot tell"), result.claim.name
 
 
