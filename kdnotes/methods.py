@@ -279,7 +279,7 @@ def _fitted(method: Method, problem: Problem, settings: dict, folder: Path | Non
         problem.folder = own = _own_folder(folder, **_depends_on(problem, method, settings))
         own.mkdir(parents=True, exist_ok=True)
     student = method.fit(problem, **settings).eval()
-    _hang(student, tokenizer=_tokenizer_for(student, problem))
+    _hang(student, tokenizer=_tokenizer_for(student, problem), curve=problem.curve)
     if card is not None:
         _hang_card(student, method.name, problem, settings=settings, **card)
     return student

@@ -13,7 +13,7 @@ from typing import Annotated
 from transformers import PreTrainedModel
 
 from ..core.hashes import model_sha256, rows_sha256, words_sha256
-from ..core.settings import Count, Range, Whole
+from ..core.settings import Count, Positive, Range, Share, Whole
 from ..learning.problem import Problem
 from ..learning.registry import METHODS, check_settings, find_method, register_method
 from ..models.encoders import HEADS
@@ -79,7 +79,7 @@ def climb(problem: Problem, rung: int, fit: Callable[[Problem], PreTrainedModel]
 )  # fmt: skip
 def fit_ladder(
     problem: Problem, rung: Annotated[int, Range(1, 4)] = 4, base: str = "tinybert", copies: Whole = 0, layers: Count = 4,
-    width: Count | None = None, heads: Count | None = None,
+    width: Count | None = None, heads: Count | None = None, alpha: Share | None = None, temperature: Positive | None = None,
 ) -> PreTrainedModel:  # fmt: skip
     """A student of another method on a rung of the ladder, see `climb`.
 
@@ -87,7 +87,7 @@ def fit_ladder(
     ----------
     rung: 1 to 4.
     base: the method that makes the student.
-    copies, layers, width, heads: of the student, where `base` has such settings.
+    copies, layers, width, heads, alpha, temperature: of the student, where `base` has such settings; its own if None.
 
     Raises
     ------
@@ -95,6 +95,7 @@ def fit_ladder(
         There is no such rung or method, or `base` makes no transformer student, or not from two tokenizers.
     """
     chosen, shape = find_method(base), dict(copies=copies, layers=layers, width=width, heads=heads)
+    shape |= {name: value for name, value in dict(alpha=alpha, temperature=temperature).items() if value is not None}
     if "layers" not in chosen.settings or base == "ladder":
         able = ", ".join(name for name, method in METHODS.items() if "layers" in method.settings and name != "ladder")
         raise ValueError(f"base={base!r} makes no transformer student, expected one of {able}")

@@ -31,7 +31,7 @@ from ..data.tasks import TASKS, Task, common_labels, task
 from .specs import TEACHER_ENTRIES, TEACHER_VERSION, make_spec
 from .specs import overrides as overrides_of
 from .world_encoder import world_encoder
-from ..learning.training import STEPS_PER_LABEL, TRAINING_VERSION, threads
+from ..learning.training import TRAINING_VERSION, threads
 from ..methods import distill, find_method, fine_tune
 from ..models.encoders import HEADS, load_encoder, load_tokenizer
 from ..models.pretrained import find_encoder
@@ -75,7 +75,7 @@ def teacher_folder(spec: dict, store: Store, progress: bool = False) -> Path:
         teacher = fine_tune(
             encoder, rows, data["select"], text=this.text, label=this.label, labels=this.labels, kind=this.kind,
             metric=this.metrics[0], max_length=spec["max_length"], lr=spec["teacher_lr"], head_lr=spec["teacher_head_lr"],
-            batch_size=spec["teacher_batch"], steps=max(spec["teacher_steps"], STEPS_PER_LABEL * len(this.labels)),
+            batch_size=spec["teacher_batch"], steps=spec["teacher_steps"],
             looks=spec["teacher_looks"], bf16=spec["bf16"],
             folder=checkpoints if takes_long(spec) else None, progress=progress,
         )  # fmt: skip
@@ -224,6 +224,7 @@ def compute(spec: dict, store: Store, progress: bool = False, save: Path | None 
             own.save_pretrained(save)
         record = report(spec, student, own) | origin_of(teacher, folder)
         return record | shapes(spec, student, teacher, store) | dict(
+            curve=[round(one, 4) for one in vars(student)["curve"]],  # on `select`, at every look
             seconds=round(time.perf_counter() - began, 2),
             environment=dict(torch=torch.__version__.split("+")[0], threads=torch.get_num_threads()),
         )  # fmt: skip

@@ -95,7 +95,9 @@ def make_spec(
     left_out = {"seeds", *SHAPE, "long_length", "source_rows"} | (set() if chosen.reads_teacher else set(TEACHER_ENTRIES))
     numbers = {k: v for k, v in asdict(size).items() if k not in left_out}
     numbers["max_length"] = size.long_length if this.long else size.max_length
-    numbers["steps"] = size.steps if "steps" in overrides else max(size.steps, STEPS_PER_LABEL * len(this.labels))
+    for name in ("steps", "teacher_steps"):
+        if name in numbers and name not in overrides:
+            numbers[name] = max(numbers[name], STEPS_PER_LABEL * len(this.labels))
     made: dict[str, Any] = dict(world_encoder=encoder_spec(world_encoder)) if size.encoder == "world" else {}
     made |= {name: given for name, given in dict(budget=budget, student_encoder=student_encoder).items() if given}
     made |= _source_spec(tuple(sources), size.source_rows, size.source if read_data else "", this, domain) if sources else {}

@@ -62,7 +62,7 @@ def runs(size: Profile, seed: int) -> list[Run]:
 PLAN = Plan(
     "fig02_ladder", "Figure 2, continued: the ladder of what a practitioner stacks",
     CLAIMS, runs, baseline="teacher",
-    sizes={"laptop": dict(encoder="mpnet", teacher_batch=128, teacher_steps=400, teacher_looks=4)},
+    sizes={"laptop": dict(encoder="mpnet", teacher_batch=128, teacher_steps=320, teacher_looks=4)},
 )  # fmt: skip
 
 # %% ../../nbs/figures/fig02_ladder.ipynb #cf3f2fb61

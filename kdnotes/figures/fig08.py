@@ -114,7 +114,7 @@ def runs(size: Profile, seed: int) -> list[Run]:
         others = _settings(profile, task).items()
         rows += [Run(method, task, setting=name, changes=changes, sizes=cnn) for (method, name), changes in others]
         if profile != "world" and task != "snips":
-            large = dict(encoder="mpnet", teacher_batch=128, teacher_steps=400, teacher_looks=4)
+            large = dict(encoder="mpnet", teacher_batch=128, teacher_steps=320, teacher_looks=4)
             rows += [
                 Run("teacher", task, setting=LARGE, changes=large),
                 Run("adabert", task, setting=LARGE, changes=large, sizes=cnn),
