@@ -48,7 +48,7 @@ def runs(size: Profile, seed: int) -> list[Run]:
     start = {} if world else dict(student_encoder="minilm")
     rungs = {f"rung={rung}": dict(rung=rung) for rung in range(1, len(RUNGS) + 1)}
     others = {} if world else {f"layers={n}, rung={rung}": dict(rung=rung, layers=n) for n in (6, 2) for rung in (1, len(RUNGS))}
-    own = {} if world else dict(base="kd") | start
+    own = {} if world else dict(base="kd", alpha=0.5, temperature=1.0, copies=2) | start
     return [
         run
         for task in (("sst2",) if world else ("sst2", "clinc150"))
@@ -62,7 +62,7 @@ def runs(size: Profile, seed: int) -> list[Run]:
 PLAN = Plan(
     "fig02_ladder", "Figure 2, continued: the ladder of what a practitioner stacks",
     CLAIMS, runs, baseline="teacher",
-    sizes={"laptop": dict(encoder="mpnet", teacher_batch=128, teacher_steps=320, teacher_looks=4)},
+    sizes={"laptop": dict(encoder="mpnet", teacher_batch=128, teacher_steps=320, teacher_looks=4, steps=1600, lr=5e-4)},
 )  # fmt: skip
 
 # %% ../../nbs/figures/fig02_ladder.ipynb #cf3f2fb61
