@@ -127,8 +127,8 @@ class _Loop:
         if step >= self.warm_up and step % (1 if paths else EVERY) == 0:
             batch, inputs = self._batch(1, step, tokenizer)
             price = beta * learned / (self.steps - self.warm_up) * (SEEN if paths == 0 else 1.0)
-            benefit = architecture_loss(self.net, self.arch, batch, inputs, gamma, tau, paths)
             self.arch.depth.requires_grad_(step >= self.depth_from)
+            benefit = architecture_loss(self.net, self.arch, batch, inputs, gamma, tau, paths)
             self._follow(benefit + price * self.arch.expected_cost(self.net.width), self.optimizers[1])
         self.schedule.step()
         self.step = step + 1
