@@ -206,14 +206,17 @@ def costs_command(store: StoreOption = Path("build/store"), rounds: int = 11) ->
     """Measure again what each shape in a store costs, without training; `reproduce --resume` then draws with it."""
 
     def work() -> None:
+        import kdnotes.methods  # noqa: F401 (with them, their models' types are known)
         from kdnotes.core.store import Store
         from kdnotes.models.shapes import measure_shapes, write_costs
 
         kept = Store(store)
         keys = sorted({record[name] for record in kept.records() for name in ("shape", "teacher_shape") if record.get(name)})
-        if not keys:
-            raise FileNotFoundError(f"no runs in {store}: kdnotes reproduce makes them")
-        costs = measure_shapes(keys, kept, rounds)
+        here = [key for key in keys if (kept.path / "models" / key).exists()]  # committed runs come without their models
+        if not here:
+            raise FileNotFoundError(f"no runs that were made in {store}: kdnotes reproduce makes them")
+        costs = measure_shapes(here, kept, rounds)
+        typer.echo(f"{len(here)} shapes measured; of {len(keys) - len(here)} more, of committed runs, there is no model here")
         for key, cost in costs["shapes"].items():
             typer.echo(f"{key}  {cost['params']:12,} parameters {cost['flops'] / 1e6:10,.1f} MFLOPs {cost['latency_ms']:9.3f} ms")
         typer.echo(write_costs(costs, kept.path))

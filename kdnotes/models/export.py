@@ -139,6 +139,7 @@ def _session(content: bytes, threads: int) -> "InferenceSession":
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.log_severity_level = threads, 3
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # or idle threads slow down whatever runs beside it
     return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
 
 # %% ../../nbs/models/05_export.ipynb #cell-008
