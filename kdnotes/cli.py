@@ -200,7 +200,7 @@ def run_command(
 
     quietly(work)
 
-
+# %% ../nbs/02_cli.ipynb #ccosts0001
 @app.command("costs")
 def costs_command(store: StoreOption = Path("build/store"), rounds: int = 11) -> None:
     """Measure again what each shape in a store costs, without training; `reproduce --resume` then draws with it."""
@@ -208,7 +208,7 @@ def costs_command(store: StoreOption = Path("build/store"), rounds: int = 11) ->
     def work() -> None:
         import kdnotes.methods  # noqa: F401 (with them, their models' types are known)
         from kdnotes.core.store import Store
-        from kdnotes.models.shapes import measure_shapes, write_costs
+        from kdnotes.models.shapes import measure_shapes, read_costs, write_costs
 
         kept = Store(store)
         keys = sorted({record[name] for record in kept.records() for name in ("shape", "teacher_shape") if record.get(name)})
@@ -219,7 +219,8 @@ def costs_command(store: StoreOption = Path("build/store"), rounds: int = 11) ->
         typer.echo(f"{len(here)} shapes measured; of {len(keys) - len(here)} more, of committed runs, there is no model here")
         for key, cost in costs["shapes"].items():
             typer.echo(f"{key}  {cost['params']:12,} parameters {cost['flops'] / 1e6:10,.1f} MFLOPs {cost['latency_ms']:9.3f} ms")
-        typer.echo(write_costs(costs, kept.path))
+        kept_costs = read_costs(kept.path).get("shapes", {})
+        typer.echo(write_costs(costs | dict(shapes=kept_costs | costs["shapes"]), kept.path))
 
     quietly(work)
 

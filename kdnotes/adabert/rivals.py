@@ -74,12 +74,16 @@ def fit_adabert_random(
     sizes = dict(steps=search_steps, batch_size=search_batch, max_depth=max_depth, lr=search_lr, arch_lr=arch_lr, paths=paths)
     rows, found = searched(problem, gamma, beta, channels, cnn_lr, trial_steps, **sizes)
     drawn = same_cost(found.genotype, channels, max_depth, problem.seed)[draw : draw + best_of]
+    if not drawn:
+        raise ValueError(f"draw={draw}: there are fewer random architectures than that")
+    if best_of > 1 and problem.select is None:
+        raise ValueError(f"best_of={best_of} needs rows of select to choose on, there are none")
     students, rows = [], with_copies(problem, rows, copies)
     for number, one in enumerate(drawn):
         place = replace(problem, folder=problem.folder and problem.folder / str(number))
         student = derive(one, problem, channels, "scratch")
         students.append(finish(student, place, rows, one, gamma, max_depth, cnn_lr, cnn_steps))
-    return max(students, key=lambda student: on_select(student, problem))
+    return students[0] if len(students) == 1 else max(students, key=lambda student: on_select(student, problem))
 
 # %% ../../nbs/adabert/09_rivals.ipynb #c78a22b9a
 @register_method(

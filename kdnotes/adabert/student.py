@@ -78,7 +78,7 @@ def likely_depths(found: Search) -> list[int]:
 def settle_depth(found: Search, problem: Problem, rows: "Dataset", gamma: float, cnn_lr: float, trial_steps: int) -> Search:
     """The search with the number of cells that is best on `select` after `trial_steps`, if it has left several open."""
     open_ones = likely_depths(found)
-    if len(open_ones) < 2 or not trial_steps:
+    if len(open_ones) < 2 or not trial_steps or problem.select is None:
         return found
     briefly = replace(problem, folder=None)  # a trial leaves no checkpoints
     trials = [replace(found, genotype=replace(found.genotype, depth=cells)) for cells in open_ones]

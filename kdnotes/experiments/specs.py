@@ -64,6 +64,15 @@ def settings_of(method: Method, size: Profile, overrides: dict[str, Any]) -> dic
     return check_settings(method, shape | own)
 
 # %% ../../nbs/experiments/03_specs.ipynb #cell-012
+def _numbers(size: Profile, method: Method, this: Task, overrides: dict[str, Any]) -> dict:
+    """The entries of a profile that a run depends on; steps that nobody asked for are enough for every label."""
+    left_out = {"seeds", *SHAPE, "long_length", "source_rows"} | (set() if method.reads_teacher else set(TEACHER_ENTRIES))
+    numbers = {k: v for k, v in asdict(size).items() if k not in left_out}
+    for name in {"steps", "teacher_steps"} & numbers.keys() - overrides.keys():
+        numbers[name] = max(numbers[name], STEPS_PER_LABEL * len(this.labels))
+    return numbers | dict(max_length=size.long_length if this.long else size.max_length)
+
+# %% ../../nbs/experiments/03_specs.ipynb #cspec00001
 def make_spec(
     method: str, task_name: str, seed: int = 0, profile: str = "world", domain: str = "", setting: str = "",
     world_encoder: dict | None = None, budget: int = 0, sources: tuple[str, ...] = (), student_encoder: str = "",
@@ -92,12 +101,7 @@ def make_spec(
     if student_encoder and chosen.teacher_tokenizer:
         raise ValueError(f"student_encoder={student_encoder!r}: {method} cuts its student from the teacher's own encoder")
     seed, size = check("seed", seed, Whole), sized(profile, chosen, overrides)
-    left_out = {"seeds", *SHAPE, "long_length", "source_rows"} | (set() if chosen.reads_teacher else set(TEACHER_ENTRIES))
-    numbers = {k: v for k, v in asdict(size).items() if k not in left_out}
-    numbers["max_length"] = size.long_length if this.long else size.max_length
-    for name in ("steps", "teacher_steps"):
-        if name in numbers and name not in overrides:
-            numbers[name] = max(numbers[name], STEPS_PER_LABEL * len(this.labels))
+    numbers = _numbers(size, chosen, this, overrides)
     made: dict[str, Any] = dict(world_encoder=encoder_spec(world_encoder)) if size.encoder == "world" else {}
     made |= {name: given for name, given in dict(budget=budget, student_encoder=student_encoder).items() if given}
     made |= _source_spec(tuple(sources), size.source_rows, size.source if read_data else "", this, domain) if sources else {}
