@@ -20,7 +20,7 @@ from .core.metrics import bootstrap, check_metric, score
 from .core.provenance import provenance
 from .core.settings import Count, NotNegative, Positive, Whole, check_all
 from .core.store import Store, address
-from .data.columns import Columns, split_apart
+from .data.columns import Columns, split_apart, unlabelled
 from .data.labels import read_rows
 from .learning.problem import Problem, doubts_about
 from .learning.registry import METHODS, Method, check_needs, check_settings, declared, find_method, with_role
@@ -211,6 +211,14 @@ def read_source(
     return _encoded(source, tokenizer, columns, max_length).add_column("domain", [domains.index(n) for n in names]), domains
 
 # %% ../nbs/01_methods.ipynb #c0864f71b
+def _read(method: Method, teacher: ModelOrName, transfer: Any, splits: dict, **named: Any) -> "tuple[Columns, dict]":
+    """The columns and all rows, texts without labels among them, if they are what the method needs."""
+    columns, data = read_rows(known=names_of(teacher), **splits, **named)
+    data["transfer"] = unlabelled(transfer, columns)
+    check_needs(method, data["source"], data["select"], data["transfer"])
+    return columns, data
+
+
 def _models(method: Method, columns: Columns, *named: Any) -> Models:
     """Teacher, encoder and tokenizers, which may be two if the method asks the teacher for nothing but answers to texts."""
     follows = f"{method.name} follows the teacher token by token" if method.teacher_tokenizer else ""
@@ -223,7 +231,6 @@ def _problem(
     max_length: int, **given: Any,
 ) -> "tuple[Problem, Dataset | None]":  # fmt: skip
     """What a method is given, rows of other domains among it, and apart from that the rows to report on."""
-    check_needs(method, data["source"], data["select"])
     (teacher, encoder, tokenizer, teachers), source = models, None
     domains: tuple[str, ...] = (target,)
     rows = {name: part and _encoded(part, tokenizer, columns, max_length) for name, part in data.items() if name != "source"}
@@ -232,7 +239,7 @@ def _problem(
     if data["source"] is not None:
         source, domains = read_source(data["source"], domain, target, tokenizer, columns, max_length)
     models_and_rows = (teacher, encoder, tokenizer, rows["train"], rows["select"])
-    given |= dict(source=source, domains=domains, teacher_tokenizer=teachers, twins=twins)
+    given |= dict(source=source, domains=domains, teacher_tokenizer=teachers, twins=twins, transfer=rows["transfer"])
     return Problem(*models_and_rows, columns.labels, columns.kind, **given), rows["report"]
 
 # %% ../nbs/01_methods.ipynb #c94b31d57
@@ -250,7 +257,7 @@ def _checked(
 
 def _depends_on(problem: Problem, method: Method, settings: dict) -> dict:
     """Everything that a student depends on."""
-    parts = (problem.train, problem.select, problem.source)
+    parts = (problem.train, problem.select, problem.source, problem.transfer)
     training = {name: value for name, value in problem.training.items() if name != "progress"}
     return dict(
         method=method.name, version=method.version, settings=settings, training=training, metric=problem.metric,
@@ -292,7 +299,8 @@ def distill(
     max_length: Count = 64, metric: str | None = None, seed: Whole = 0, epochs: Positive | None = None, steps: Whole = 0,
     lr: Positive | None = None, head_lr: NotNegative | None = None, batch_size: Count = 32, looks: Count = 5,
     patience: Count | None = None, bf16: bool = False, progress: bool | None = None, folder: Path | None = None,
-    source: Any = None, domain: str = "domain", target: str = "target", cache: Store | None = None, **settings: Any,
+    source: Any = None, domain: str = "domain", target: str = "target", transfer: Any = None, cache: Store | None = None,
+    **settings: Any,
 ) -> PreTrainedModel:  # fmt: skip
     """Make a small model from a teacher by any method that is registered.
 
@@ -306,6 +314,7 @@ def distill(
     epochs, steps, lr, head_lr: 4 passes, at least 100 steps and 8 a label, at 2e-4, what is new at 1e-3; `lr` alone is for both.
     metric, batch_size, seed, looks, patience, bf16, progress: see `kdnotes.learning.training.train`.
     source, domain, target: labelled rows of other domains, their column that names it, and the name of that of `train`.
+    transfer: texts without labels that the teacher answers, a list or rows, for methods such as `kd`.
 
     Raises
     ------
@@ -316,7 +325,7 @@ def distill(
     chosen, sizes = find_method(method), dict(max_length=max_length, epochs=epochs, steps=steps)
     settings, training = _checked(chosen, settings, training, folder, progress, **sizes)
     splits = split_apart(train, select=select, report=report, source=source)
-    columns, data = read_rows(text=text, label=label, labels=labels, kind=kind, known=names_of(teacher), **splits)
+    columns, data = _read(chosen, teacher, transfer, splits, text=text, label=label, labels=labels, kind=kind)
     given = dict[str, Any](metric=check_metric(metric, columns.kind, columns.labels), cache=cache)
     training["steps"] = _how_long(steps, epochs, 4, len(data["train"]), batch_size, len(columns.labels))
     models = _models(chosen, columns, teacher, encoder, tokenizer, max_length, seed)

@@ -7,6 +7,7 @@ import time
 
 import pytest
 import tiny
+from datasets import Dataset
 
 from kdnotes.cli import artefacts
 from kdnotes.core.records import address, unpack
@@ -236,3 +237,15 @@ def test_a_run_killed_three_times_gives_the_same_record(tmp_path):
     assert same(peace, killed)
     assert not list((tmp_path / "killed").glob("at_work/*"))
     json.dumps(peace)
+
+
+def test_texts_of_other_tasks_are_none_that_a_run_is_scored_on(monkeypatch):
+    """Not one in other letters or with other spaces either; and each is there once."""
+    spec = make_spec("kd", "clinc150", transfer=("sst2",), read_data=False)
+    own, other = experiments.load(spec), experiments.load(make_spec("kd", "sst2", read_data=False))
+    reported, chosen_on = own["report"]["text"][0], own["select"]["text"][0]
+    texts = [*other["train"]["sentence"][:3], f" {reported.upper()} ", chosen_on, *other["train"]["sentence"][:3]]
+    leaky = {"train": Dataset.from_dict({"sentence": texts})}
+    real = experiments._load
+    monkeypatch.setattr(experiments, "_load", lambda name, *rest: leaky if name == "sst2" else real(name, *rest))
+    assert experiments.load_transfer(spec)["text"][:] == texts[:3]

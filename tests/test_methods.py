@@ -19,9 +19,10 @@ from kdnotes.data.labels import read_rows
 from kdnotes.l2a import generator
 from kdnotes.learning import augmentation, registry
 from kdnotes.learning.masked_lm import masked_lm
-from kdnotes.learning.varied_copies import taught_with_copies
+from kdnotes.learning.varied_copies import transfer_set
 from kdnotes.methods import METHODS, distill, fine_tune
 from kdnotes.models.encoders import make_student, small_bert, word_tokenizer
+from kdnotes.models.rows import encode, predict
 
 WORDS = "good bad not very film book".split()
 TOKENIZER = word_tokenizer(WORDS)
@@ -241,11 +242,11 @@ def test_kd_asks_the_teacher_about_copies_too(kind, teachers):
         teachers[kind].config.id2label = {0: "O", 1: "B-praise"}
 
     def watched(problem, copies):
-        seen.append(taught_with_copies(problem, copies))
+        seen.append(transfer_set(problem, copies))
         return seen[-1]
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(kd, "taught_with_copies", watched)
+        patch.setattr(kd, "transfer_set", watched)
         distill(teachers[kind], rows, rows, "kd", layers=1, copies=2, **QUICK | settings)
     (taught,) = seen
     own, copied = taught.select(range(40)), taught.select(range(40, 120))
@@ -256,3 +257,20 @@ def test_kd_asks_the_teacher_about_copies_too(kind, teachers):
         assert set(copied["labels"]) == {-100} and -100 not in own["labels"]
     if kind == "pair":
         assert all(ids.count(TOKENIZER.sep_token_id) == 2 for ids in copied["input_ids"])
+
+
+READERS = [name for name, method in METHODS.items() if method.reads_transfer]
+assert {"kd", "ladder", "adabert"} <= set(READERS)
+
+
+@pytest.mark.parametrize("method", READERS)
+def test_texts_without_labels_change_what_a_student_learns(method, teachers):
+    """Whoever says that it reads them does, asks the teacher about each, and takes no label from them."""
+    texts = ["a not very good film", "the other book is bad", "very very good"] * 20
+
+    def answers(transfer):
+        given = small(method) | QUICK | dict(transfer=transfer)
+        student = distill(teachers["single"], data(40), None, method, **given)
+        return np.stack(predict(student, encode(data(20, 2), student.tokenizer, ("text",), "label", 16), student.tokenizer))
+
+    assert np.abs(answers(None) - answers(texts)).max() > 1e-4

@@ -55,7 +55,7 @@ def same_cost(genotype: Genotype, width: int, max_depth: int, seed: int, tries: 
 # %% ../../nbs/adabert/09_rivals.ipynb #c0872f0c0
 @register_method(
     "adabert_random", "a random CNN of the same cost, distilled", title="random CNN", family="architecture search",
-    paper="arXiv 2001.04246", version=3,
+    paper="arXiv 2001.04246", reads_transfer=True, version=3,
 )  # fmt: skip
 def fit_adabert_random(
     problem: Problem, gamma: Share = 0.8, beta: NotNegative = 4.0, draw: Whole = 0, best_of: Count = 1, copies: Whole = 0,
@@ -88,7 +88,7 @@ def fit_adabert_random(
 # %% ../../nbs/adabert/09_rivals.ipynb #c78a22b9a
 @register_method(
     "adabert_paths", "a small CNN, searched by sampled paths and distilled", title="AdaBERT, sampled paths",
-    family="architecture search", paper="arXiv 2001.04246",
+    family="architecture search", paper="arXiv 2001.04246", reads_transfer=True,
 )  # fmt: skip
 def fit_adabert_paths(
     problem: Problem, gamma: Share = 0.8, beta: NotNegative = 4.0, start: Literal["supernet", "scratch"] = "supernet",

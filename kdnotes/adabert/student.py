@@ -28,7 +28,7 @@ from ..data.tasks import TASKS
 from ..learning.losses import cross_entropy
 from ..learning.problem import Problem, needs_halves
 from ..learning.registry import register_method
-from ..learning.varied_copies import varied_copies
+from ..learning.varied_copies import more_texts
 from ..models.cost import parameters
 from ..models.rows import gold_labels, model_inputs, predict, predicted_labels
 from ..models.vocabulary import cut_vocabulary, used_pieces
@@ -94,10 +94,10 @@ def taught_rows(problem: Problem, data: "Dataset | None" = None) -> "Dataset":
 
 # %% ../../nbs/adabert/08_student.ipynb #c36fd72fe
 def with_copies(problem: Problem, rows: "Dataset", copies: int) -> "Dataset":
-    """Rows with what AdaBERT learns from, and so many varied copies of each, answered by the teacher and its probes."""
+    """Rows with what AdaBERT learns from, with varied copies and texts without labels that teacher and probes answer."""
     from datasets import concatenate_datasets
 
-    made = varied_copies(problem, copies)
+    made = more_texts(problem, copies)
     return rows if made is None else concatenate_datasets([rows, taught_rows(problem, made).cast(rows.features)])
 
 # %% ../../nbs/adabert/08_student.ipynb #c1f52d546
@@ -187,7 +187,7 @@ def finish(
 # %% ../../nbs/adabert/08_student.ipynb #cell-022
 @register_method(
     "adabert", "a small CNN, searched for the task and distilled", title="AdaBERT", family="architecture search",
-    paper="arXiv 2001.04246", first=searched_elsewhere, version=4,
+    paper="arXiv 2001.04246", first=searched_elsewhere, reads_transfer=True, version=4,
 )  # fmt: skip
 def fit_adabert(
     problem: Problem, gamma: Share = 0.8, beta: NotNegative = 4.0, genotype: str = "",

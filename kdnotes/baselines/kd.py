@@ -13,7 +13,7 @@ from ..core.settings import Count, Positive, Share, Start, Whole
 from ..learning.losses import kd_loss
 from ..learning.problem import Problem
 from ..learning.registry import register_method
-from ..learning.varied_copies import taught_with_copies
+from ..learning.varied_copies import transfer_set
 from ..models.encoders import copy_head, make_student
 from ..models.rows import model_inputs
 
@@ -57,7 +57,7 @@ def fit_undistilled(
 # %% ../../nbs/baselines/02_kd.ipynb #c278899f3
 @register_method(
     "kd", "the small transformer trained on the teacher's soft labels", title="KD", family="distillation",
-    paper="arXiv 1503.02531", teacher_tokenizer=False, version=2,
+    paper="arXiv 1503.02531", teacher_tokenizer=False, reads_transfer=True, version=2,
 )  # fmt: skip
 def fit_kd(
     problem: Problem, alpha: Share = 0.9, temperature: Positive = 2.0, copies: Whole = 0, layers: Count = 4,
@@ -78,4 +78,4 @@ def fit_kd(
         return kd_loss(logits, batch["teacher_logits"], batch["labels"], alpha, temperature)
 
     student = copy_head(problem.teacher, small_transformer(problem, layers, width, heads, inner, init))
-    return problem.fit(student, taught_with_copies(problem, copies), objective)
+    return problem.fit(student, transfer_set(problem, copies), objective)

@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 from ..core.hashes import model_sha256, rows_sha256, words_sha256
 from ..core.settings import Count, Positive, Range, Share, Whole
 from ..learning.problem import Problem
-from ..learning.registry import METHODS, check_settings, find_method, register_method
+from ..learning.registry import METHODS, check_needs, check_settings, find_method, register_method
 from ..models.encoders import HEADS
 from ..models.export import to_onnx
 from ..models.vocabulary import cut_vocabulary, used_pieces
@@ -35,7 +35,7 @@ def _student(problem: Problem, fit: Callable[[Problem], PreTrainedModel], name: 
         return fit(problem)
     training = {key: value for key, value in problem.training.items() if key != "progress"}
     models = [model_sha256(model) for model in (problem.teacher, problem.encoder)]
-    rows = [rows_sha256(data) for data in (problem.train, problem.select) if data is not None]
+    rows = [rows_sha256(data) for data in (problem.train, problem.select, problem.transfer) if data is not None]
     spec = dict(
         kind="ladder", name=name, training=training, models=models, rows=rows, metric=problem.metric, task=problem.kind,
         labels=problem.labels, words=words_sha256(problem.tokenizer), device=problem.teacher.device.type,
@@ -48,7 +48,7 @@ RUNGS = ("distilled", "vocabulary cut", "ONNX Runtime", "8 bits")
 
 
 def climb(problem: Problem, rung: int, fit: Callable[[Problem], PreTrainedModel], name: str) -> PreTrainedModel:
-    """A distilled student (rung 1), with the training rows' vocabulary (2), run by ONNX Runtime (3), in 8 bits (4).
+    """A distilled student (rung 1), with the vocabulary of what it learned from (2), run by ONNX Runtime (3), in 8 bits (4).
 
     From rung 2 on it carries the tokenizer that it reads with, as `student.tokenizer`.
 
@@ -67,7 +67,9 @@ def climb(problem: Problem, rung: int, fit: Callable[[Problem], PreTrainedModel]
     student = _student(problem, fit, name)
     if rung == 1:
         return student
-    student, tokenizer = cut_vocabulary(student, problem.tokenizer, used_pieces(problem.train))
+    student, tokenizer = cut_vocabulary(
+        student, problem.tokenizer, used_pieces(*(rows for rows in (problem.train, problem.transfer) if rows))
+    )
     made = student if rung == 2 else to_onnx(student, int8=rung == 4, kind=problem.kind)
     vars(made)["tokenizer"] = tokenizer
     return made
@@ -75,7 +77,7 @@ def climb(problem: Problem, rung: int, fit: Callable[[Problem], PreTrainedModel]
 # %% ../../nbs/baselines/11_ladder.ipynb #cbccdaa44
 @register_method(
     "ladder", "distil, cut the vocabulary, ONNX Runtime, 8 bits: one rung on the other", title="ladder", family="distillation",
-    teacher_tokenizer=False, version=3,
+    teacher_tokenizer=False, reads_transfer=True, version=3,
 )  # fmt: skip
 def fit_ladder(
     problem: Problem, rung: Annotated[int, Range(1, 4)] = 4, base: str = "tinybert", copies: Whole = 0, layers: Count = 4,
@@ -92,7 +94,8 @@ def fit_ladder(
     Raises
     ------
     ValueError
-        There is no such rung or method, or `base` makes no transformer student, or not from two tokenizers.
+        There is no such rung or method, or `base` makes no transformer student, or not from two tokenizers, or not
+        from texts without labels.
     """
     chosen, shape = find_method(base), dict(copies=copies, layers=layers, width=width, heads=heads)
     shape |= {name: value for name, value in dict(alpha=alpha, temperature=temperature).items() if value is not None}
@@ -101,5 +104,6 @@ def fit_ladder(
         raise ValueError(f"base={base!r} makes no transformer student, expected one of {able}")
     if problem.teacher_tokenizer is not None and chosen.teacher_tokenizer:
         raise ValueError(f"base={base!r} follows the teacher token by token, and teacher and encoder read other tokens: take kd")
+    check_needs(chosen, problem.source, problem.select, problem.transfer)
     settings = check_settings(chosen, {name: value for name, value in shape.items() if name in chosen.settings})
     return climb(problem, rung, lambda problem: chosen.fit(problem, **settings), f"{base} {settings}")

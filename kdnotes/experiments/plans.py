@@ -155,4 +155,6 @@ def not_planned(plan: Plan, profile: str, records: Iterable[dict]) -> list[dict]
 
 
 def _without_data(spec: dict) -> str:
-    return address({name: value for name, value in spec.items() if name not in ("data", "source_data", "device")})
+    return address(
+        {name: value for name, value in spec.items() if name not in ("data", "source_data", "transfer_data", "device")}
+    )

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['MADE', 'encoder_folder', 'teacher_spec', 'takes_long', 'teacher_folder', 'given_teacher', 'load_teacher', 'load',
-           'load_sources', 'run', 'run_spec', 'checkpoints', 'at_work', 'compute', 'make', 'report', 'origin_of',
-           'shapes', 'completed_settings']
+           'load_sources', 'load_transfer', 'run', 'run_spec', 'checkpoints', 'at_work', 'compute', 'make', 'report',
+           'origin_of', 'shapes', 'completed_settings']
 
 # %% ../../nbs/experiments/04_runs.ipynb #cell-003
 import json
@@ -140,6 +140,32 @@ def load_sources(spec: dict) -> "Dataset | None":
         parts.append(_in_columns_of(task(spec["task"]), rows, task(of)).add_column("domain", [name] * len(rows)))
     return concatenate_datasets(parts)
 
+# %% ../../nbs/experiments/04_runs.ipynb #bd1e3c4d
+def _texts(rows: "Dataset", of: Task, width: int) -> list[tuple[str, ...]]:
+    """The texts of rows, `width` at a time: of a pair each sentence is one, if one is wanted."""
+    columns = [rows[name][:] for name in of.text]
+    return list(zip(*columns)) if width == len(columns) else [(text,) for column in columns for text in column]
+
+
+def load_transfer(spec: dict) -> "Dataset | None":
+    """The training texts of a run's transfer tasks in the columns of its task, each once; None if there are none."""
+    if "transfer" not in spec:
+        return None
+    from datasets import Dataset
+
+    def as_words(texts: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(" ".join(text.lower().split()) for text in texts)
+
+    this, own = task(spec["task"]), load(spec)
+    found: dict[tuple[str, ...], tuple[str, ...]] = {}
+    held_out = {as_words(texts) for name in own if name != "train" for texts in _texts(own[name], this, len(this.text))}
+    for name in spec["transfer"]:
+        rows = _load(name, spec["source"], "", spec["transfer_data"][name])["train"]
+        rows = rows.select(range(min(spec["transfer_rows"] or len(rows), len(rows))))
+        found |= {as_words(texts): texts for texts in _texts(rows, task(name), len(this.text))}
+    kept = [texts for words, texts in found.items() if words not in held_out]
+    return Dataset.from_dict(dict(zip(this.text, map(list, zip(*kept)))))
+
 # %% ../../nbs/experiments/04_runs.ipynb #cell-020
 def run(method: str, task_name: str, seed: int = 0, profile: str = "world", *, store: Store | str = "build/store",
         progress: bool = False, save: Path | None = None, **overrides: Any) -> dict:  # fmt: skip
@@ -246,6 +272,7 @@ def make(
         batch_size=spec["batch_size"], bf16=spec["bf16"], card=False,
         folder=checkpoints(spec, store) if takes_long(spec) else None,
         cache=store.with_beside(versions=spec["versions"]), progress=progress, source=load_sources(spec),
+        transfer=load_transfer(spec),
         target=spec["domain"] or spec["task"], **settings,
     )  # fmt: skip
 

@@ -18,7 +18,7 @@ from ..data.tasks import Task, common_labels, task
 from .profiles import Profile, find_profile
 from .world_encoder import WORLD_ENCODER, encoder_spec
 from ..learning.masked_lm import MASKED_LM_VERSION
-from ..learning.registry import Method, check_settings
+from ..learning.registry import Method, check_needs, check_settings
 from ..learning.training import STEPS_PER_LABEL, TRAINING_VERSION
 from ..methods import find_method
 
@@ -76,7 +76,7 @@ def _numbers(size: Profile, method: Method, this: Task, overrides: dict[str, Any
 def make_spec(
     method: str, task_name: str, seed: int = 0, profile: str = "world", domain: str = "", setting: str = "",
     world_encoder: dict | None = None, budget: int = 0, sources: tuple[str, ...] = (), student_encoder: str = "",
-    read_data: bool = True, **overrides: Any,
+    transfer: tuple[str, ...] = (), transfer_rows: int = 0, read_data: bool = True, **overrides: Any,
 ) -> dict:  # fmt: skip
     """Everything that the result of a run depends on.
 
@@ -89,6 +89,7 @@ def make_spec(
     budget: how many labelled rows there are to train and to select on together, drawn anew for every seed; all if 0.
     sources: other domains to learn from, each `task` or `task/domain`.
     student_encoder: what students are cut from, where that is not what the teacher was made from.
+    transfer, transfer_rows: tasks whose training texts the teacher answers besides, and at most so many rows of each; all if 0.
     read_data: write the checksum of the rows into it, for which they must be here.
     overrides: entries of the profile, or settings of the method.
 
@@ -105,6 +106,7 @@ def make_spec(
     made: dict[str, Any] = dict(world_encoder=encoder_spec(world_encoder)) if size.encoder == "world" else {}
     made |= {name: given for name, given in dict(budget=budget, student_encoder=student_encoder).items() if given}
     made |= _source_spec(tuple(sources), size.source_rows, size.source if read_data else "", this, domain) if sources else {}
+    made |= _transfer_spec(tuple(transfer), transfer_rows, size.source if read_data else "", this, chosen) if transfer else {}
     return made | dict(
         method=method, task=this.name, domain=domain, setting=setting, seed=seed, profile=profile, **numbers,
         data=data_sha256(this, size.source) if read_data else "", device="cuda" if torch.cuda.is_available() else "cpu",
@@ -128,11 +130,25 @@ def _source_spec(sources: tuple[str, ...], rows: int, origin: str, target: Task,
         source_data={name: data_sha256(task(name.partition("/")[0]), origin) if origin else "" for name in sources},
     )
 
+# %% ../../nbs/experiments/03_specs.ipynb #d9da1077
+def _transfer_spec(names: tuple[str, ...], rows: int, origin: str, target: Task, method: Method) -> dict:
+    check_needs(replace(method, reads_source=False), None, None, names)
+    for name in names:
+        if name == target.name:
+            raise ValueError(f"transfer {name!r} is the target itself")
+        if "tokens" in (target.kind, task(name).kind) or len(task(name).text) < len(target.text):
+            raise ValueError(f"the texts of transfer {name!r} ({task(name).kind}) are none for {target.name} ({target.kind})")
+    return dict(
+        transfer=list(names),
+        transfer_rows=check("transfer_rows", rows, Whole),
+        transfer_data={name: data_sha256(name, origin) if origin else "" for name in names},
+    )
+
 # %% ../../nbs/experiments/03_specs.ipynb #c60ask002
 def overrides(spec: dict) -> dict:
     """What to give `make_spec`, besides method, task, seed and profile, to get a spec again."""
     base = make_spec(spec["method"], spec["task"], spec["seed"], spec["profile"])
-    names = _ENTRIES | {"domain", "setting", "budget", "sources", "student_encoder"}
+    names = _ENTRIES | {"domain", "setting", "budget", "sources", "student_encoder", "transfer", "transfer_rows"}
     changed = {name: spec[name] for name in spec if name in names and spec[name] != base.get(name)}
     if "max_length" in changed and task(spec["task"]).long:
         changed["long_length"] = changed.pop("max_length")

@@ -49,6 +49,7 @@ class Given:
     domains: names of the domains, the target first.
     teacher_tokenizer: the teacher's, if it reads with another one than the students; or None.
     twins: rows in the teacher's tokens, by the checksum of the same rows in the students'.
+    transfer: encoded texts that nobody has labelled (their `labels` mean nothing), for the teacher to answer; or None.
     """
 
     teacher: PreTrainedModel
@@ -66,6 +67,7 @@ class Given:
     domains: tuple[str, ...] = ("target",)
     teacher_tokenizer: PreTrainedTokenizerBase | None = None
     twins: "dict[str, Dataset]" = field(default_factory=dict)
+    transfer: "Dataset | None" = None
 
 # %% ../../nbs/learning/07_problem.ipynb #c49bcf2b4
 class Problem(Given):

@@ -40,12 +40,11 @@ class Declaration:
 
     Attributes
     ----------
-    name: the key in the registry, in specs and in tables.
-    summary: one line for people.
-    title: its display name.
+    name, title, summary: the key in the registry, in specs and in tables; its display name; one line for people.
     family: one of `FAMILIES`; gives the colour.
     paper, role: where it was published, or empty; one of `ROLES`.
     reads_source, needs_source, several_domains: whether it is given rows of other domains, needs them, and their teachers.
+    reads_transfer: whether it asks the teacher about texts without labels too.
     reads_teacher, teacher_tokenizer: whether its result depends on the teacher, and whether it needs the teacher's tokenizer.
     seeded, version: whether another seed gives another result; raised when it computes something else than before.
 
@@ -65,6 +64,7 @@ class Declaration:
     reads_source: bool = False
     needs_source: bool = True
     several_domains: bool = False
+    reads_transfer: bool = False
     reads_teacher: bool = True
     teacher_tokenizer: bool = True
     version: int = 1
@@ -152,19 +152,23 @@ def check_settings(method: Method, settings: dict) -> dict:
     return method.settings | check_all(method.fit, settings)
 
 # %% ../../nbs/learning/02_registry.ipynb #cddf84a8e
-def check_needs(method: Method, source: Any, select: Any) -> None:
-    """Refuse a method that lacks what it learns from.
+def check_needs(method: Method, source: Any, select: Any, transfer: Any = None) -> None:
+    """Refuse a method that lacks what it learns from, or would pass over what it is given.
 
     Raises
     ------
     ValueError
-        It reads rows of other domains and there are none, or it needs rows to choose on.
+        It reads rows of other domains and there are none, it needs rows to choose on, or it does not learn
+        from texts without labels and there are some.
     """
     reads = method.reads_source and method.needs_source
     if reads and source is None:
         raise ValueError(f"{method.name} learns from rows of other domains too, but there are none: give source=...")
     if method.reads_source and select is None:
         raise ValueError(f"{method.name} chooses on select, but there is none: give select=...")
+    if transfer and not method.reads_transfer:
+        able = ", ".join(name for name, one in METHODS.items() if one.reads_transfer)
+        raise ValueError(f"{method.name} learns from no texts without labels, so transfer is for {able or 'other methods'}")
 
 # %% ../../nbs/learning/02_registry.ipynb #c4b705a55
 def _plain(node: ast.AST) -> Any:

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['JOINED', 'SPAN', 'THINNED', 'REWORDED', 'MASKED', 'keep_places', 'join_rows', 'reword', 'vary', 'neighbours',
-           'varied_copies', 'taught_with_copies']
+           'answered', 'varied_copies', 'more_texts', 'transfer_set']
 
 # %% ../../nbs/learning/11_varied_copies.ipynb #cc944f749
 import random
@@ -96,6 +96,16 @@ def neighbours(
     return dict(zip(used, nearest_candidates(table, [[i] for i in used], allowed, count)))
 
 
+def answered(problem: Problem, data: "Dataset") -> "Dataset":
+    """Encoded texts with `teacher_logits` and without labels; in tasks on words with the teacher's labels."""
+    asked, words = problem.for_teacher(data)
+    told = labelled_by_teacher(data, problem.teacher, words, problem.training.get("bf16", False), problem.cache, asked)
+    if problem.kind == "tokens":
+        return told
+    unlabelled = told.remove_columns("labels").add_column("labels", [IGNORE] * len(told))
+    return unlabelled.select_columns(told.column_names).cast(told.features)
+
+
 def varied_copies(problem: Problem, copies: int) -> "Dataset | None":
     """Copies of the training rows that look like other texts, with `teacher_logits`; None for no copies.
 
@@ -120,20 +130,21 @@ def varied_copies(problem: Problem, copies: int) -> "Dataset | None":
     near, rng = neighbours(problem.encoder.get_input_embeddings().weight, problem.train, tokenizer), random.Random(problem.seed)
     how = (near, tokenizer.mask_token_id, max(problem.train["length"]), problem.kind == "pair")
     made = [vary(row, rng.choice(rows), *how, rng) for _ in range(copies) for row in rows]
-    data = Dataset.from_list(made, features=problem.train.features)
-    asked, words = problem.for_teacher(data)
-    told = labelled_by_teacher(data, problem.teacher, words, problem.training.get("bf16", False), problem.cache, asked)
-    if problem.kind == "tokens":
-        return told
-    unlabelled = told.remove_columns("labels").add_column("labels", [IGNORE] * len(told))
-    return unlabelled.select_columns(told.column_names).cast(told.features)
+    return answered(problem, Dataset.from_list(made, features=problem.train.features))
 
 # %% ../../nbs/learning/11_varied_copies.ipynb #c80118d7d
-def taught_with_copies(problem: Problem, copies: int) -> "Dataset":
-    """The training rows of a problem and varied copies of them, all with `teacher_logits`."""
-    made = varied_copies(problem, copies)
-    if made is None:
-        return problem.taught
+def more_texts(problem: Problem, copies: int) -> "Dataset | None":
+    """Varied copies of the training rows and the texts without labels, answered by the teacher; None if there are neither."""
     from datasets import concatenate_datasets
 
-    return concatenate_datasets([problem.taught, made.cast(problem.taught.features)])
+    texts = None if problem.transfer is None else answered(problem, problem.transfer)
+    parts = [part for part in (varied_copies(problem, copies), texts) if part is not None]
+    return concatenate_datasets([part.cast(parts[0].features) for part in parts]) if parts else None
+
+
+def transfer_set(problem: Problem, copies: int) -> "Dataset":
+    """What a student learns from: the training rows of a problem, copies and texts without labels, all with `teacher_logits`."""
+    from datasets import concatenate_datasets
+
+    more = more_texts(problem, copies)
+    return problem.taught if more is None else concatenate_datasets([problem.taught, more.cast(problem.taught.features)])
