@@ -168,7 +168,8 @@ def _name_rungs(ax: "Axes", rows: pd.DataFrame, width: float = 0.18) -> None:
     low, high = np.log(ax.get_xlim())
     right = (np.log(rungs.speedup.to_numpy()) - low) / (high - low)
     ink = tuple(0.7 * part for part in to_rgb(COLOURS[describe(LADDER).family]))
-    for row, x in zip(rungs.itertuples(), in_a_row(right, width)):
+    places = in_a_row(right, width)
+    for row, x in zip(rungs.itertuples(), places + max(0, width / 2 - places[0])):  # none on the numbers of the axis
         number = int(row.setting.removeprefix("rung="))
         ax.annotate(
             f"{number}: {RUNGS[number - 1]}\n{row.smaller:.1f}x smaller\n{row.speedup:.1f}x faster", (row.speedup, row.foot),
