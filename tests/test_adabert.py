@@ -20,7 +20,7 @@ from kdnotes.adabert.gumbel_relaxation import Architecture, Sample, score_functi
 from kdnotes.adabert.loss_tradeoff import knowledge_loss
 from kdnotes.adabert.network import AdaBert, AdaBertConfig, derive
 from kdnotes.adabert.rivals import fit_adabert_random, same_cost
-from kdnotes.adabert.search import _Loop, kept_search, search
+from kdnotes.adabert.search import _groups, _Loop, kept_search, search
 from kdnotes.adabert.search_space import EDGES, OPS, Cell, Genotype, genotype_cost, op_cost, random_genotype
 from kdnotes.adabert.student import fit_adabert, likely_depths, settle_depth, taught_rows
 from kdnotes.adabert.supernet import SuperNet, Words, architecture_loss, losses_by_depth
@@ -256,6 +256,23 @@ def test_a_search_killed_twice_ends_as_if_it_had_not_been(problem, tmp_path, mon
     again = search(there, data, checkpoint_every=1, **wanted)
     assert again.genotype == peace.genotype and again.history == peace.history
     assert all(torch.equal(a, b) for a, b in zip(again.net.state_dict().values(), peace.net.state_dict().values()))
+
+
+def test_a_search_does_not_go_on_with_another_one(problem, tmp_path):
+    there, data = replace(problem, folder=tmp_path), taught_rows(problem)
+    search(there, data, checkpoint_every=1, **QUICK)
+    for changes, rows in ((dict(beta=1.0), data), ({}, data.select(range(len(data) - 1)))):
+        with pytest.raises(ValueError, match="holds a search of other rows or settings"):
+            search(there, rows, **QUICK | changes)
+
+
+def test_rows_too_long_for_phrases_leave_the_others_in_their_groups(problem):
+    """One long row among sentences and their phrases does not deal the phrases out one by one."""
+    words = [[2, *range(10 + 7 * i, 17 + 7 * i), 3] for i in range(20)]
+    texts = [*words, *(ids[:6] + ids[-1:] for ids in words), [2, *range(200, 300), 3]]
+    rows = Dataset.from_dict(dict(input_ids=texts, length=list(map(len, texts))))
+    group = _groups(rows)
+    assert group[:20].tolist() == group[20:40].tolist() and len(set(group)) == 21
 
 
 def test_a_kept_search_is_found_and_the_same(problem, tmp_path, monkeypatch):

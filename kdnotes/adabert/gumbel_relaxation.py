@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from torch.nn.functional import gumbel_softmax
 
-from .search_space import EDGES, MAX_DEPTH, NODES, OPS, Genotype, op_costs
+from .search_space import EDGES, MAX_DEPTH, NODES, OPS, Genotype, op_costs, reached
 
 # %% ../../nbs/adabert/03_gumbel_relaxation.ipynb #cell-008
 def temperature(step: int, steps: int, start: float = 1.0, end: float = 0.2) -> float:
@@ -44,7 +44,7 @@ class Sample:
         return int(self.ops[edge].argmax())
 
 # %% ../../nbs/adabert/03_gumbel_relaxation.ipynb #cc413af00
-UNSURE = 0.1  # the probability of an operation on an edge below which nothing was found out: ten start with as much
+UNSURE = 0.1  # the probability of an operation on an edge at which nothing was found out: ten start with as much
 
 
 def _strongest(edges: list[int], worth: torch.Tensor, node: int) -> list[int]:
@@ -81,7 +81,7 @@ class Architecture(nn.Module):
     def derive(self) -> Genotype:
         """What is most probable: the depth, and the two strongest edges into every node on which another operation than zero won.
 
-        Where fewer have won, fewer are kept; at least one leads out of the inputs.
+        Where fewer have won, fewer are kept; at least one leads out of the inputs, and none out of a node that nothing enters.
         """
         chances, names = self.alpha.detach().softmax(1), list(OPS)
         worth, best = chances.max(1)
@@ -92,10 +92,10 @@ class Architecture(nn.Module):
             inputs = [i for i, (source, _) in enumerate(EDGES) if source < 2]
             i = max(inputs, key=lambda i: float(chances[i, real].max()))
             kept[i] = int((chances[i] * real.to(chances)).argmax())
-        unsure = [f"{names[op]} on {EDGES[i]}" for i, op in kept.items() if chances[i, op] < UNSURE]
+        unsure = [f"{names[op]} on {EDGES[i]}" for i, op in kept.items() if chances[i, op] <= UNSURE + 1e-6]
         if unsure:
-            warnings.warn(f"the search was not sure of {', '.join(unsure)}: below {UNSURE:.0%} each", stacklevel=2)
-        edges = tuple((*EDGES[i], names[op]) for i, op in sorted(kept.items()))
+            warnings.warn(f"the search was not sure of {', '.join(unsure)}: {UNSURE:.0%} or less each", stacklevel=2)
+        edges = reached((*EDGES[i], names[op]) for i, op in kept.items())
         return Genotype(edges, int(self.depth.argmax()) + 1)
 
 # %% ../../nbs/adabert/03_gumbel_relaxation.ipynb #cell-score-code

@@ -90,7 +90,7 @@ def probe_weights(probes: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     Parameters
     ----------
     probes: log-probabilities `(batch, layers, labels)`.
-    labels: the true label ids `(batch,)`; where there is none (-100), the last layer's takes its place.
+    labels: the true label ids `(batch,)`; where there is none (-100), the last member's most probable label takes its place.
     """
     labels = torch.where(labels == IGNORE, probes[:, -1].argmax(-1), labels)
     true = probes.gather(2, labels[:, None, None].expand(-1, probes.shape[1], 1))[..., 0].exp()

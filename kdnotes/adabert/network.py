@@ -121,12 +121,14 @@ def derive(found: Search | Genotype, problem: Problem, width: int, start: str = 
     Raises
     ------
     ValueError
-        An unknown `start`, or `supernet` without a search.
+        An unknown `start`, or `supernet` without a search or of another width.
     """
     if start not in ("supernet", "scratch"):
         raise ValueError(f"unknown start {start!r}, expected 'supernet' or 'scratch'")
     if start == "supernet" and isinstance(found, Genotype):
         raise ValueError("start='supernet' needs a search, a genotype alone has no weights: expected start='scratch'")
+    if start == "supernet" and found.net.width != width:
+        raise ValueError(f"width={width}: the super-net that weights are taken from has width {found.net.width}")
     words = found.net.words if start == "supernet" else Words(problem.teacher, width)
     student = _with_tables(problem, found.genotype if isinstance(found, Search) else found, words)
     if start == "supernet":

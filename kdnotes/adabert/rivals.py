@@ -12,7 +12,7 @@ from typing import Literal
 import numpy as np
 
 from .network import AdaBert, derive
-from .search_space import MAX_DEPTH, Genotype, genotype_cost, random_genotype
+from .search_space import MAX_DEPTH, Genotype, genotype_cost, random_genotype, reached
 from .student import finish, fit_adabert, on_select, searched, width_of, with_copies
 from ..core.settings import Count, NotNegative, Positive, Share, Whole
 from ..learning.problem import Problem
@@ -37,11 +37,13 @@ def fit_adabert_undistilled(
 
 # %% ../../nbs/adabert/09_rivals.ipynb #c68aba308
 def _thinned(genotype: Genotype, edges: int, rng: np.random.Generator) -> Genotype:
-    """A genotype with so many of its edges, one out of an input among them."""
+    """A genotype with so many of its edges, through each of which something comes."""
     first = next(i for i, (source, _, _) in enumerate(genotype.edges) if source < 2)
     others = [i for i in range(len(genotype.edges)) if i != first]
-    kept = [first, *rng.permutation(others)[: max(edges, 1) - 1]]
-    return Genotype(tuple(genotype.edges[i] for i in sorted(kept)), genotype.depth)
+    while True:
+        kept = sorted([first, *rng.permutation(others)[: max(edges, 1) - 1]])
+        if len(alive := reached(genotype.edges[i] for i in kept)) == len(kept):
+            return Genotype(alive, genotype.depth)
 
 
 def same_cost(genotype: Genotype, width: int, max_depth: int, seed: int, tries: int = 5000) -> list[Genotype]:

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['OPS', 'NODES', 'EDGES', 'MAX_DEPTH', 'MaskedBatchNorm', 'Convolution', 'MaxPool', 'AveragePool', 'Skip', 'Zero',
-           'op_cost', 'op_costs', 'Genotype', 'genotype_cost', 'random_genotype', 'Cell', 'mean_over_words', 'attend',
-           'draw_cell']
+           'op_cost', 'op_costs', 'Genotype', 'reached', 'genotype_cost', 'random_genotype', 'Cell', 'mean_over_words',
+           'attend', 'draw_cell']
 
 # %% ../../nbs/adabert/02_search_space.ipynb #cell-003
 from collections.abc import Callable, Iterable, Mapping
@@ -142,6 +142,16 @@ class Genotype:
     def plain(self) -> dict:
         """As lists and numbers, for a config or a file."""
         return {"edges": [list(edge) for edge in self.edges], "depth": self.depth}
+
+
+def reached(edges: Iterable[tuple[int, int, str]]) -> tuple[tuple[int, int, str], ...]:
+    """Those edges that something comes through: they lead out of an input, or of a node that such an edge enters."""
+    alive, kept = {0, 1}, []
+    for source, node, op in sorted(edges, key=lambda edge: (edge[1], edge[0])):
+        if source in alive:
+            alive.add(node)
+            kept.append((source, node, op))
+    return tuple(kept)
 
 # %% ../../nbs/adabert/02_search_space.ipynb #cell-031
 MAX_DEPTH = 8
