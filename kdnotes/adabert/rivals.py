@@ -37,21 +37,19 @@ def fit_adabert_undistilled(
 
 # %% ../../nbs/adabert/09_rivals.ipynb #c68aba308
 def _thinned(genotype: Genotype, edges: int, rng: np.random.Generator) -> Genotype:
-    """A genotype with so many of its edges, through each of which something comes."""
+    """A genotype with so many of its edges, one out of an input among them."""
     first = next(i for i, (source, _, _) in enumerate(genotype.edges) if source < 2)
     others = [i for i in range(len(genotype.edges)) if i != first]
-    while True:
-        kept = sorted([first, *rng.permutation(others)[: max(edges, 1) - 1]])
-        if len(alive := reached(genotype.edges[i] for i in kept)) == len(kept):
-            return Genotype(alive, genotype.depth)
+    kept = [first, *rng.permutation(others)[: max(edges, 1) - 1]]
+    return Genotype(tuple(genotype.edges[i] for i in sorted(kept)), genotype.depth)
 
 
 def same_cost(genotype: Genotype, width: int, max_depth: int, seed: int, tries: int = 5000) -> list[Genotype]:
-    """Random genotypes with as many edges as `genotype`, the one whose cost is nearest to its cost first."""
+    """Random genotypes with as many edges as `genotype`, all of use, the one whose cost is nearest to its cost first."""
     rng = np.random.default_rng(seed)
     drawn = (_thinned(random_genotype(rng, max_depth), len(genotype.edges), rng) for _ in range(tries))
     target = genotype_cost(genotype, width, max_depth)
-    others = [one for one in dict.fromkeys(drawn) if one != genotype]
+    others = [one for one in dict.fromkeys(drawn) if one != genotype and len(reached(one.edges)) == len(one.edges)]
     return sorted(others, key=lambda one: abs(genotype_cost(one, width, max_depth) - target))
 
 # %% ../../nbs/adabert/09_rivals.ipynb #c0872f0c0
