@@ -23,7 +23,7 @@ test: .venv/.installed  ## run every check: ruff, mypy, the notebooks, the tests
 	$(BIN)/ruff format --check --quiet
 	$(BIN)/ruff check --quiet
 	$(BIN)/mypy --no-error-summary
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder --durations=40 --durations-min=15 $(ARGS)
 
 figures: .venv/.installed  ## redraw the committed pictures from the committed runs
 	$(BIN)/kdnotes figure $(ARGS)
