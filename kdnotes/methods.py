@@ -294,13 +294,12 @@ def _fitted(method: Method, problem: Problem, settings: dict, folder: Path | Non
 # %% ../nbs/01_methods.ipynb #cell-025b
 def distill(
     teacher: ModelOrName, train: Any, select: Any = None, method: str = "kd", *, card: bool = True, report: Any = None,
-    text: str | tuple[str, ...] | None = None, label: str = "label", labels: tuple[str, ...] | None = None,
+    text: str | tuple[str, ...] | None = None, label: str = "label", labels: tuple[str, ...] | None = None, transfer: Any = None,
     kind: str | None = None, tokenizer: PreTrainedTokenizerBase | None = None, encoder: ModelOrName | None = None,
     max_length: Count = 64, metric: str | None = None, seed: Whole = 0, epochs: Positive | None = None, steps: Whole = 0,
     lr: Positive | None = None, head_lr: NotNegative | None = None, batch_size: Count = 32, looks: Count = 5,
     patience: Count | None = None, bf16: bool = False, progress: bool | None = None, folder: Path | None = None,
-    source: Any = None, domain: str = "domain", target: str = "target", transfer: Any = None, cache: Store | None = None,
-    **settings: Any,
+    source: Any = None, domain: str = "domain", target: str = "target", cache: Store | None = None, **settings: Any,
 ) -> PreTrainedModel:  # fmt: skip
     """Make a small model from a teacher by any method that is registered.
 

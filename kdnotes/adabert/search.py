@@ -86,10 +86,8 @@ def glimpse(arch: Architecture, width: int) -> dict:
     return dict(cost=cost, depth=depth, ops=ops, depths=depths)
 
 # %% ../../nbs/adabert/06_search.ipynb #cda53116d
-TABLE_RATE, LAST_RATE = (
-    0.1,
-    0.1,
-)  # of the learning rate: all along for the projection of the teacher's table, at the end for the rest
+TABLE_RATE = 0.1  # of the learning rate, for the projection of the teacher's table
+LAST_RATE = 0.1  # of the learning rate, to which that of the rest falls
 DEPTH_WAITS, DEPTH_RATE = 0.5, 0.5  # of the architecture's steps, before the number of cells is learned, and of its rate
 EVERY = 2  # steps of the weights for one of all operations, which takes several times as long
 
