@@ -172,7 +172,8 @@ def _name_rungs(ax: "Axes", rows: pd.DataFrame, width: float = 0.18) -> None:
     right = (np.log(rungs.speedup.to_numpy()) - low) / (high - low)
     ink = tuple(0.7 * part for part in to_rgb(COLOURS[describe(LADDER).family]))
     places = in_a_row(right, width)
-    for row, x in zip(rungs.itertuples(), places + max(0, width / 2 - places[0])):  # none on the numbers of the axis
+    inside = max(0, width / 2 - places[0]) - max(0, places[-1] - 1 + width / 2)  # none on the axis, none beside the panel
+    for row, x in zip(rungs.itertuples(), places + inside):
         number = int(row.setting.removeprefix("rung="))
         ax.annotate(
             f"{number}: {RUNGS[number - 1]}\n{row.smaller:.1f}x smaller\n{row.speedup:.1f}x faster", (row.speedup, row.foot),
