@@ -24,7 +24,6 @@ from .batch import Pace, clock, compute_all, elsewhere, known_seconds, rounds, u
 from .claims import judge
 from .opened import Artefact, checkout, measured
 from .plans import Plan, grid
-from .profiles import find_profile
 from .tables import compare, read_table, same_table
 from ..models.shapes import read_costs, write_costs
 
@@ -164,7 +163,8 @@ def reproduce(
     """
     start, root, out = time.time(), checkout(), Path(out)
     asked, committed = _asked(artefacts, only, profile, seeds, overrides), committed_records(artefacts, profile)
-    jobs, known = usual_jobs(find_profile(profile).threads, jobs), known_seconds(committed)
+    threads = max(spec["threads"] for specs in asked.values() for spec in specs)
+    jobs, known = usual_jobs(threads, jobs), known_seconds(committed)
     if dry_run:
         say(outlook(asked, known, Store(out / "store" if resume else out / "no store"), jobs))
         return []
