@@ -48,7 +48,6 @@ PUBLISHED = {  # with BERT-base, on GLUE's test sets
 
 
 REAL = {  # sizes of single methods on real data
-    "kd": dict(alpha=0.5, temperature=1.0),
     **dict.fromkeys(("qbert_8bit", "qbert_4bit", "qbert_mixed"), dict(lr=1e-4, tune_steps=500)),
     **{method: {f"{kind}_steps": 4000} for method, kind in (("bilstm_soft", "lstm"), ("static_embeddings", "static"))},
 }
