@@ -90,7 +90,7 @@ def pieces(count):
 @pytest.mark.parametrize("slower", [0.3, 1.0, 4.0])
 def test_the_time_left_is_soon_right_on_any_machine(slower):
     work = pieces(60)
-    pace = Pace(work, {("run",): 10.0}, side_by_side=2)
+    pace = Pace(work, {("run",): 10.0}, jobs=2)
     for done, piece in enumerate(work[:-1], 1):
         pace.finished(piece, 10.0 * slower)
         if done >= 12:  # 120 seconds of work elsewhere: a minute of it on two cores

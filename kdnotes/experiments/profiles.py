@@ -50,7 +50,7 @@ PROFILES = {
     ),
     "laptop": Profile(
         source="local", encoder="minilm", seeds=3, max_length=64, long_length=96, bf16=True,
-        rows=100_000, source_rows=0, batch_size=64, steps=1000, looks=5, lr=2e-4, head_lr=1e-3, threads=2,
+        rows=100_000, source_rows=0, batch_size=64, steps=1000, looks=5, lr=2e-4, head_lr=1e-3, threads=1,
         teacher_rows=100_000, teacher_batch=64, teacher_steps=2000, teacher_looks=5, teacher_lr=1e-4, teacher_head_lr=1e-3,
         layers=3, width=384, heads=12, init="first",
     ),

@@ -20,7 +20,7 @@ from typing import Any
 from ..core.records import address, read_lines
 from ..core.store import Store
 from .artefacts import stored_runs
-from .batch import Pace, clock, compute_all, elsewhere, known_seconds, rounds, usual_jobs
+from .batch import Pace, at_a_time, clock, compute_all, elsewhere, known_seconds, rounds, usual_jobs
 from .claims import judge
 from .opened import Artefact, checkout, measured
 from .plans import Plan, grid
@@ -132,10 +132,11 @@ def outlook(asked: Mapping[str, list[dict]], known: Mapping[tuple, float], store
         lines.append(f"{name:16} {len(specs):4} runs, {len(new):4} of its own, {clock(left):>7} on one core")
     work = [piece for each in rounds(list(shared.values()), store) for piece in each]
     left, models = Pace(work, known, jobs).seconds_left, sum(piece.what != "run" for piece in work)
+    most = max((usual_jobs(piece.spec["threads"], jobs) for piece in work), default=1)
     own = all(spec["encoder"] == "world" for spec in shared.values())
-    disk, memory = (0.2 + 0.002 * len(work), 0.5 + 1.2 * jobs) if own else (1 + 0.1 * models + 0.06 * len(work), 2 + 4 * jobs)
-    lines.append(f"all: {len(shared)} runs, {models} encoders and teachers, {jobs} at a time: about {clock(left)}, "
-                 f"{disk:.1f} GB of disk, {memory:.0f} GB of memory")  # fmt: skip
+    disk, memory = (0.2 + 0.002 * len(work), 0.5 + 1.2 * most) if own else (1 + 0.1 * models + 0.06 * len(work), 2 + 4 * most)
+    lines.append(f"all: {len(shared)} runs, {models} encoders and teachers, {at_a_time(work, jobs)} at a time: "
+                 f"about {clock(left)}, {disk:.1f} GB of disk, {memory:.0f} GB of memory")  # fmt: skip
     return "\n".join(lines)
 
 # %% ../../nbs/experiments/16_reproduce.ipynb #c868dfb21
@@ -163,8 +164,7 @@ def reproduce(
     """
     start, root, out = time.time(), checkout(), Path(out)
     asked, committed = _asked(artefacts, only, profile, seeds, overrides), committed_records(artefacts, profile)
-    threads = max(spec["threads"] for specs in asked.values() for spec in specs)
-    jobs, known = usual_jobs(threads, jobs), known_seconds(committed)
+    known, at_once = known_seconds(committed), usual_jobs(1, jobs)
     if dry_run:
         say(outlook(asked, known, Store(out / "store" if resume else out / "no store"), jobs))
         return []
@@ -174,7 +174,7 @@ def reproduce(
     unique = list({address(spec): spec for specs in asked.values() for spec in specs}.values())
     measured(compute_all(unique, store, say, progress, jobs, known), store, say)
     given = dict(profile=profile, seeds=seeds or 0, overrides=overrides, store=str(store.path.resolve()), began=start)
-    folders = draw_all(list(asked), given, out, root, jobs)
+    folders = draw_all(list(asked), given, out, root, at_once)
     say("\n".join(beside(folder, root / "figures" / folder.parent.name / profile) for folder in folders))
     say(verdicts([artefacts[name].plan for name in asked], profile, out, root))
     say(f"done in {clock(time.time() - start)}; open:")

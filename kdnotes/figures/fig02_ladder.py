@@ -65,7 +65,8 @@ def runs(size: Profile, seed: int) -> list[Run]:
 PLAN = Plan(
     "fig02_ladder", "Figure 2, continued: the ladder of what a practitioner stacks",
     CLAIMS, runs, baseline="teacher",
-    sizes={"laptop": dict(encoder="mpnet", teacher_batch=128, teacher_steps=320, teacher_looks=4, steps=4000, lr=5e-4)},
+    sizes={"laptop": dict(encoder="mpnet", threads=2, teacher_batch=128, teacher_steps=320, teacher_looks=4, steps=4000,
+                          lr=5e-4)},
 )  # fmt: skip
 
 # %% ../../nbs/figures/fig02_ladder.ipynb #cf3f2fb61

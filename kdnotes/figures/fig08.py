@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from ..adabert.sizes import AS_LONG, AS_MANY, BY_HAND, CNN, SEARCH, searches_read
+from ..baselines.sizes import own_sizes
 from ..experiments.claims import Claim, Measured, above, above_all, keeps, smaller_and_faster
 from ..experiments.differences import draw_panel
 from ..experiments.landscape import draw_landscape
@@ -106,7 +107,7 @@ def runs(size: Profile, seed: int) -> list[Run]:
     profile = "world" if size.source == "world" else "laptop"
     cnn, rows = CNN.get(profile, {}), []
     for task in ("sst2", "snips") if profile == "world" else ("sst2", "snips", "clinc150"):
-        rows += [Run(method, task) for method in RIVALS]
+        rows += [Run(method, task, sizes=own_sizes(method, size.source)) for method in RIVALS]
         rows += [Run(method, task, sizes=cnn) for method in OURS]
         rows.append(Run("adabert_paths", task, sizes=cnn | dict(search_steps=AS_LONG[profile])))
         others = _settings(profile, task).items()
