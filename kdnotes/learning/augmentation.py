@@ -7,6 +7,7 @@ __all__ = ['words_of', 'replacements', 'masked_candidates', 'nearest_candidates'
 
 # %% ../../nbs/learning/08_augmentation.ipynb #cell-003
 import random
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -75,7 +76,7 @@ def _best_words(
 @torch.inference_mode()
 def masked_candidates(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: list[dict], places: list[tuple[int, int]],
-    allowed: torch.Tensor, count: int = 15, batch_size: int = 128,
+    allowed: torch.Tensor, count: int = 15, bf16: bool = False, batch_size: int = 128,
 ) -> list[list[int]]:  # fmt: skip
     """The most probable words for each masked place (TinyBERT, algorithm 1).
 
@@ -86,6 +87,7 @@ def masked_candidates(
     places: `(row, position)` of each word, one piece long.
     allowed: what may stand there, see `replacements`.
     count: candidates per place.
+    bf16: compute in bfloat16, several times faster for large models.
     """
     names, found, was_training = tokenizer.model_input_names, [None] * len(places), model.training
     model.eval()
@@ -97,7 +99,8 @@ def masked_candidates(
         chosen = order[start : start + batch_size]
         inputs = [{name: list(rows[places[k][0]][name]) for name in names if name in rows[places[k][0]]} for k in chosen]
         at = torch.tensor([places[k][1] for k in chosen])
-        words = _best_words(model, tokenizer, inputs, at, blocked, min(count, int(allowed.sum()) - 1))
+        with torch.autocast(model.device.type, torch.bfloat16, enabled=bf16):
+            words = _best_words(model, tokenizer, inputs, at, blocked, min(count, int(allowed.sum()) - 1))
         for k, row in zip(chosen, words):
             found[k] = row
     model.train(was_training)
@@ -149,7 +152,7 @@ def replace_words(row: dict, candidates: list[tuple[list[int], list[int]]], shar
 
 # %% ../../nbs/learning/08_augmentation.ipynb #ccade4c5c
 def _options(
-    rows: list[dict], model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, count: int
+    rows: list[dict], model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, count: int, bf16: bool = False
 ) -> list[list[tuple[list[int], list[int]]]]:
     """For each row the `(positions, token ids)` of every word that may be replaced: words of one piece, then the longer ones."""
     allowed, special = replacements(tokenizer), set(tokenizer.all_special_tokens)
@@ -163,7 +166,7 @@ def _options(
     table = model.get_input_embeddings().weight
     near = nearest_candidates(table, [[rows[r]["input_ids"][i] for i in word] for r, word in several], allowed, count)
     options = [[] for _ in rows]
-    for (r, i), ids in zip(single, masked_candidates(model, tokenizer, rows, single, allowed, count)):
+    for (r, i), ids in zip(single, masked_candidates(model, tokenizer, rows, single, allowed, count, bf16)):
         options[r].append(([i], ids))
     for (r, word), ids in zip(several, near):
         options[r].append((word, ids))
@@ -178,17 +181,18 @@ def _copies(
     share: float,
     candidates: int,
     seed: int,
+    bf16: bool,
 ) -> "Dataset":
     from datasets import Dataset
 
     rows = list(data)
-    options, rng = _options(rows, model, tokenizer, candidates), random.Random(seed)
+    options, rng = _options(rows, model, tokenizer, candidates, bf16), random.Random(seed)
     return Dataset.from_list([replace_words(row, options[r], share, rng) for _ in range(copies) for r, row in enumerate(rows)])
 
 # %% ../../nbs/learning/08_augmentation.ipynb #cell-022
 def augment(
     data: "Dataset", model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, copies: int = 1, share: float = 0.4,
-    candidates: int = 15, seed: int = 0, cache: Store | None = None,
+    candidates: int = 15, seed: int = 0, cache: Store | None = None, bf16: bool = False,
 ) -> "Dataset":  # fmt: skip
     """Copies of encoded rows with words replaced (TinyBERT, algorithm 1).
 
@@ -200,6 +204,7 @@ def augment(
     share: probability that a word is replaced.
     candidates: words to choose from at each place.
     cache: where the copies are kept, to be found again for the same rows, model and settings.
+    bf16: ask the model in bfloat16.
 
     Raises
     ------
@@ -209,14 +214,16 @@ def augment(
     if copies < 1 or candidates < 1 or not 0 < share <= 1:
         raise ValueError(f"copies={copies} and candidates={candidates} must be at least 1, share={share} in (0, 1]")
     if cache is None:
-        return _copies(data, model, tokenizer, copies, share, candidates, seed)
+        return _copies(data, model, tokenizer, copies, share, candidates, seed, bf16)
     from datasets import Dataset
 
     spec = dict(kind="augmentation", data=rows_sha256(data), model=model_sha256(model), words=words_sha256(tokenizer),
-                device=model.device.type, copies=copies, share=share, candidates=candidates, seed=seed)  # fmt: skip
-    folder = cache.folder(
-        spec, lambda folder: _copies(data, model, tokenizer, copies, share, candidates, seed).to_parquet(folder / "rows.parquet")
-    )
+                device=model.device.type, copies=copies, share=share, candidates=candidates, seed=seed, bf16=bf16)  # fmt: skip
+
+    def make(folder: Path) -> None:
+        _copies(data, model, tokenizer, copies, share, candidates, seed, bf16).to_parquet(folder / "rows.parquet")
+
+    folder = cache.folder(spec, make)
     return Dataset.from_parquet(str(folder / "rows.parquet"), keep_in_memory=True, cache_dir=str(folder.parent / "arrow"))
 
 # %% ../../nbs/learning/08_augmentation.ipynb #c0b1e502
@@ -236,7 +243,8 @@ def copies_of(problem: Problem, copies: int, share: float = 0.4) -> "Dataset | N
     model = masked_lm(
         problem.encoder, problem.train, problem.tokenizer, cache=problem.cache, progress=problem.training.get("progress", False)
     )
-    made = augment(problem.train, model, problem.tokenizer, copies, share, seed=problem.seed, cache=problem.cache)
-    made, bf16 = made.cast(problem.train.features), problem.training.get("bf16", False)
+    bf16 = problem.training.get("bf16", False)
+    made = augment(problem.train, model, problem.tokenizer, copies, share, seed=problem.seed, cache=problem.cache, bf16=bf16)
+    made = made.cast(problem.train.features)
     asked, tokenizer = problem.for_teacher(made)
     return labelled_by_teacher(made, problem.teacher, tokenizer, bf16, problem.cache, asked)
