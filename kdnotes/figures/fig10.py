@@ -46,7 +46,7 @@ def small_beside_the_student(records: list[dict]) -> Measured:
 CLAIMS = (
     Claim("L0", "What L2A learns beside teacher and student is less than a tenth of the student", "ours",
           small_beside_the_student, refuted="a tenth or more"),
-    Claim("L0t", "With 64 rows the teacher has something to teach", "ours", above("teacher", "undistilled", "n=64"),
+    Claim("L0t", "With 64 rows the teacher is above a student of labels alone", "ours", above("teacher", "undistilled", "n=64"),
           refuted="a teacher that is no better than its student alone"),
 )  # fmt: skip
 

@@ -37,7 +37,7 @@ CLAIMS = (
     Claim("M0", "The student is 7.5 times smaller than its teacher", "Meta-KD (arXiv 2012.01266): 110M and 14.5M",
           smaller_and_faster("undistilled", 7.5, 0.01), "7.5 times", "a smaller ratio",
           "the teachers here are smaller than BERT-base"),
-    Claim("M0t", "The teacher has something to teach", "ours", above("teacher", "undistilled"),
+    Claim("M0t", "The teacher is above a student of labels alone", "ours", above("teacher", "undistilled"),
           refuted="a teacher that is no better than its student alone"),
 )  # fmt: skip
 

@@ -28,7 +28,7 @@ CLAIMS = (
           student=("meta_distillation", "")),
     Claim("M1a", "On MNLI the meta-teacher is a better teacher than the mixed one", "Meta-KD, table on MNLI",
           above("meta_tinybert_kd", "mix_tinybert_kd"), refuted="a difference below zero", student=("meta_tinybert_kd", "")),
-    Claim("M1b", "On MNLI the meta-teacher is as a model level with the mixed one, to a point", "Meta-KD, table on MNLI",
+    Claim("M1b", "On MNLI the meta-teacher is as a model at most a point below the mixed one", "Meta-KD, table on MNLI",
           above("meta_teacher", "teacher_mix", margin=0.01), refuted="more than a point below", student=("meta_teacher", "")),
 )  # fmt: skip
 

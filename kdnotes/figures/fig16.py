@@ -28,7 +28,7 @@ CLAIMS = (
           student=("meta_distillation", "")),
     Claim("M1", "On Amazon reviews the meta-teacher is a better teacher than the mixed one", "Meta-KD, table on Amazon",
           above("meta_tinybert_kd", "mix_tinybert_kd"), refuted="a difference below zero", student=("meta_tinybert_kd", "")),
-    Claim("M1m", "On Amazon reviews the meta-teacher is as a model level with the mixed one, to a point",
+    Claim("M1m", "On Amazon reviews the meta-teacher is as a model at most a point below the mixed one",
           "Meta-KD, table on Amazon", above("meta_teacher", "teacher_mix", margin=0.01), refuted="more than a point below",
           student=("meta_teacher", "")),
 )  # fmt: skip
