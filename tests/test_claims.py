@@ -218,6 +218,15 @@ def test_the_findings_of_the_first_page_are_those_of_the_results(results):
     assert [on_real[sentence] for sentence, *_ in found[:2]] == ["does not hold"] * 2
 
 
+@pytest.mark.parametrize("part", ["adabert", "l2a", "metakd"])
+def test_an_overview_shows_the_verdicts_of_the_results(part):
+    cells = json.loads((ROOT / "nbs" / part / "01_overview.ipynb").read_text())["cells"]
+    shown = [output.get("data", {}).get("text/markdown", "") for cell in cells for output in cell.get("outputs", [])]
+    rows = [line for text in shown for line in "".join(text).splitlines() if re.match(r"\| [ALMDQ]\d", line)]
+    told = (ROOT / "RESULTS.md").read_text().splitlines()
+    assert rows and set(rows) <= set(told), "run the overview again"
+
+
 def test_a_real_student_below_the_bag_of_words_says_so():
     records = [run("kd", "sst2", 0.55), run("teacher", "sst2", 0.9), run("undistilled", "sst2", 0.5)]
     records = [r | {"metrics": {"accuracy": 0.55}} for r in records]
