@@ -123,7 +123,7 @@ def _draw_panel(
     absent = [describe(method).title for method in sorted(every - set(rows.method))]
     for what, names in (("not timed", untimed), ("not run here", absent)):
         if names:
-            ax.set_xlabel("\n".join([ax.get_xlabel(), *wrap(f"{what}: {', '.join(names)}", 62)]))
+            ax.set_xlabel("\n".join([ax.get_xlabel(), *wrap(f"{what}: {', '.join(names)}", 54)]))
     return lambda: _write_names(ax, shown, np.sqrt(areas / math.pi), colours, front)
 
 
