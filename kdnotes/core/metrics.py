@@ -243,13 +243,9 @@ def _weights(n: int, draws: int, stream: tuple[int, ...]) -> np.ndarray:
 
 # %% ../../nbs/core/06_metrics.ipynb #cell-035
 def replicates(
-    metric: str,
-    labels: Sequence | np.ndarray,
-    predictions: Sequence | np.ndarray,
-    label_names: Sequence[str] | None = None,
-    draws: int = 2000,
-    seed: int = 0,
-) -> np.ndarray:
+    metric: str, labels: Sequence | np.ndarray, predictions: Sequence | np.ndarray, label_names: Sequence[str] | None = None,
+    draws: int = 2000, seed: int = 0,
+) -> np.ndarray:  # fmt: skip
     """Score the split as it is and as drawn again: `(1 + draws,)`, first the observed mean over seeds.
 
     The draws depend only on the numbers of examples and of seeds and on `seed`. Replicates of two methods on the same
@@ -305,28 +301,17 @@ def interval(replicates: np.ndarray, level: float = LEVEL) -> Interval:
 
 
 def bootstrap(
-    metric: str,
-    labels: Sequence | np.ndarray,
-    predictions: Sequence | np.ndarray,
-    label_names: Sequence[str] | None = None,
-    draws: int = 2000,
-    level: float = LEVEL,
-    seed: int = 0,
-) -> Interval:
+    metric: str, labels: Sequence | np.ndarray, predictions: Sequence | np.ndarray, label_names: Sequence[str] | None = None,
+    draws: int = 2000, level: float = LEVEL, seed: int = 0,
+) -> Interval:  # fmt: skip
     """Mean score over seeds with its percentile interval over seeds and examples; parameters as `replicates`."""
     return interval(replicates(metric, labels, predictions, label_names, draws, seed), level)
 
 # %% ../../nbs/core/06_metrics.ipynb #cell-051
 def paired_difference(
-    metric: str,
-    labels: Sequence | np.ndarray,
-    a: Sequence | np.ndarray,
-    b: Sequence | np.ndarray,
-    label_names: Sequence[str] | None = None,
-    draws: int = 2000,
-    level: float = LEVEL,
-    seed: int = 0,
-) -> Interval:
+    metric: str, labels: Sequence | np.ndarray, a: Sequence | np.ndarray, b: Sequence | np.ndarray,
+    label_names: Sequence[str] | None = None, draws: int = 2000, level: float = LEVEL, seed: int = 0,
+) -> Interval:  # fmt: skip
     """Score of `a` minus score of `b` on the same drawn examples; parameters as `replicates`.
 
     Seeds are drawn together where `a` and `b` have equally many, else separately.

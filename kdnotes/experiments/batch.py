@@ -104,27 +104,6 @@ def _keys(piece: Piece) -> list[tuple]:
     ]
 
 # %% ../../nbs/experiments/06_batch.ipynb #c590ed016
-def _by_threads(pieces: list[Piece]) -> list[list[Piece]]:
-    counts = sorted({piece.spec["threads"] for piece in pieces})
-    return [[piece for piece in pieces if piece.spec["threads"] == count] for count in counts]
-
-
-def _made(pieces: list[Piece], store: Store, jobs: int, progress: bool) -> Iterator[tuple[Piece, str, float]]:
-    """The pieces as they are finished, with what there is to tell and their seconds."""
-    if jobs == 1 or len(pieces) < 2:
-        yield from ((piece, *piece.make(store, progress)) for piece in pieces)
-        return
-    from joblib import Parallel, parallel_config
-
-    part = -(-len(pieces) // jobs)  # neighbours share searches and teachers: who walks through a part of its own waits for none
-    pieces = [piece for k in range(part) for piece in pieces[k::part]]
-    with parallel_config("loky", n_jobs=jobs, inner_max_num_threads=pieces[0].spec["threads"]):
-        together = Parallel(return_as="generator_unordered", batch_size=1, pre_dispatch=jobs)
-        order, make = {address(piece.spec): piece for piece in pieces}, elsewhere(_make, store.path.resolve().parent / "log.txt")
-        for piece, told, seconds in together(make(piece, store.path.resolve()) for piece in pieces):
-            yield order[address(piece.spec)], told, seconds
-
-
 def usual_jobs(threads: int, asked: int = 0) -> int:
     """As many runs side by side as are asked for; if 0, as this machine has cores for, and one on a GPU.
 
@@ -190,7 +169,7 @@ class Pace:
     def seconds_of(self, pieces: Iterable[Piece]) -> float:
         """How long these take, side by side where there are several."""
         each = [(self._expect(piece), usual_jobs(piece.spec["threads"], self.jobs)) for piece in pieces]
-        return max(sum(seconds / at_a_time for seconds, at_a_time in each), max((seconds for seconds, _ in each), default=0))
+        return max(sum(seconds / beside for seconds, beside in each), max((seconds for seconds, _ in each), default=0))
 
 # %% ../../nbs/experiments/06_batch.ipynb #c1a6710c1
 def clock(seconds: float) -> str:
@@ -236,6 +215,27 @@ def elsewhere(work: Callable, log: Path) -> Callable:
 
 def _make(piece: Piece, path: Path) -> tuple[Piece, str, float]:
     return (piece, *piece.make(Store(path)))
+
+# %% ../../nbs/experiments/06_batch.ipynb #c59bythr
+def _by_threads(pieces: list[Piece]) -> list[list[Piece]]:
+    counts = sorted({piece.spec["threads"] for piece in pieces})
+    return [[piece for piece in pieces if piece.spec["threads"] == count] for count in counts]
+
+
+def _made(pieces: list[Piece], store: Store, jobs: int, progress: bool) -> Iterator[tuple[Piece, str, float]]:
+    """The pieces as they are finished, with what there is to tell and their seconds."""
+    if jobs == 1 or len(pieces) < 2:
+        yield from ((piece, *piece.make(store, progress)) for piece in pieces)
+        return
+    from joblib import Parallel, parallel_config
+
+    part = -(-len(pieces) // jobs)  # neighbours share searches and teachers: who walks through a part of its own waits for none
+    pieces = [piece for k in range(part) for piece in pieces[k::part]]
+    with parallel_config("loky", n_jobs=jobs, inner_max_num_threads=pieces[0].spec["threads"]):
+        together = Parallel(return_as="generator_unordered", batch_size=1, pre_dispatch=jobs)
+        order, make = {address(piece.spec): piece for piece in pieces}, elsewhere(_make, store.path.resolve().parent / "log.txt")
+        for piece, told, seconds in together(make(piece, store.path.resolve()) for piece in pieces):
+            yield order[address(piece.spec)], told, seconds
 
 # %% ../../nbs/experiments/06_batch.ipynb #c8dae8321
 def compute_all(
