@@ -334,7 +334,7 @@ def test_stored_recipes_hold_no_text():
 def test_the_tasks_of_the_real_tables_have_recipes():
     tables = sorted((ROOT / "figures").glob("*/laptop/table.csv"))
     used = {name for table in tables for name in pd.read_csv(table).task}
-    assert tables and used & set(TASKS) == set(REAL_TABLES)  # a table may end with a mean over tasks
+    assert tables and used & set(TASKS) <= set(REAL_TABLES)  # a table may end with a mean over tasks
 
 
 # ---- the real rows
