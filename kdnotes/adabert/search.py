@@ -25,7 +25,7 @@ from transformers import PreTrainedTokenizerBase, set_seed
 from .gumbel_relaxation import Architecture, temperature
 from .loss_tradeoff import check_weights
 from .search_space import MAX_DEPTH, Genotype
-from .supernet import SEEN, SuperNet, architecture_loss, weights_loss
+from .supernet import PRICE, SuperNet, architecture_loss, weights_loss
 from ..core.hashes import model_sha256, rows_sha256, words_sha256
 from ..core.records import address
 from ..data.splits import phrase_groups
@@ -127,7 +127,7 @@ class _Loop:
         self._follow(loss, self.optimizers[0])
         if step >= self.warm_up and step % (1 if paths else EVERY) == 0:
             batch, inputs = self._batch(1, step, tokenizer)
-            weight = beta * learned / (self.steps - self.warm_up) * (SEEN if paths == 0 else 1.0)
+            weight = beta * learned / (self.steps - self.warm_up) * (PRICE if paths == 0 else 1.0)
             self.arch.depth.requires_grad_(step >= self.depth_from)
             benefit = architecture_loss(self.net, self.arch, batch, inputs, gamma, tau, paths)
             self._follow(benefit + weight * self.arch.expected_cost(self.net.width), self.optimizers[1])
