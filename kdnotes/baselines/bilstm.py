@@ -20,10 +20,11 @@ from transformers import (
 )
 from transformers.modeling_outputs import SequenceClassifierOutput
 
-from ..core.settings import Count, Positive
-from ..learning.losses import logits_mse
+from ..core.settings import Count, Positive, Whole
+from ..learning.losses import IGNORE, logits_mse
 from ..learning.problem import Problem, half, needs_halves
 from ..learning.registry import register_method
+from ..learning.varied_copies import transfer_set
 from ..models.encoders import label_maps
 from ..models.rows import answer, model_inputs
 
@@ -91,11 +92,12 @@ AutoModelForTokenClassification.register(BiLSTMConfig, BiLSTM)  # the same class
 # %% ../../nbs/baselines/03_bilstm.ipynb #cell-016
 @register_method(
     "bilstm_soft", "a BiLSTM that imitates the teacher's logits", title="BiLSTM-SOFT", family="recurrent student",
-    paper="arXiv 1903.12136", teacher_tokenizer=False,
+    paper="arXiv 1903.12136", teacher_tokenizer=False, reads_transfer=True, version=2,
 )  # fmt: skip
 def fit_bilstm_soft(
-    problem: Problem, hidden_size: Count = 150, inner: Count = 200, lstm_lr: Positive = 1e-3, lstm_steps: Count | None = None
-) -> BiLSTM:
+    problem: Problem, hidden_size: Count = 150, inner: Count = 200, lstm_lr: Positive = 1e-3, lstm_steps: Count | None = None,
+    copies: Whole = 4,
+) -> BiLSTM:  # fmt: skip
     """A BiLSTM trained to give the teacher's logits (BiLSTM-SOFT, arXiv 1903.12136 eq. 3).
 
     Parameters
@@ -103,6 +105,7 @@ def fit_bilstm_soft(
     hidden_size, inner: the network's shape; its word vectors start as the encoder's.
     lstm_lr: larger than a pre-trained transformer's, since the LSTM starts from nothing.
     lstm_steps: of the training; the problem's if None.
+    copies: of every row, which the teacher answers too, see `kdnotes.learning.varied_copies`.
     """
     needs_halves(problem)
     set_seed(problem.seed)
@@ -116,8 +119,8 @@ def fit_bilstm_soft(
 
     def objective(model: PreTrainedModel, batch: dict) -> torch.Tensor:
         logits = model(**model_inputs(batch, problem.tokenizer)).logits
-        real = batch["labels"] != -100
+        real = batch["labels"] != IGNORE if problem.kind == "tokens" else slice(None)  # a copy has no label
         return logits_mse(logits[real], batch["teacher_logits"][real])
 
     steps = {} if lstm_steps is None else dict(steps=lstm_steps)
-    return problem.fit(student, problem.taught, objective, lr=lstm_lr, bf16=False, **steps)
+    return problem.fit(student, transfer_set(problem, copies), objective, lr=lstm_lr, bf16=False, **steps)

@@ -19,7 +19,7 @@ from ..learning.cache import kept_outputs
 from ..learning.losses import kd_loss, normalised_cls_mse
 from ..learning.problem import Problem
 from ..learning.registry import register_method
-from ..models.encoders import make_student
+from ..models.encoders import copy_head, make_student
 from ..models.rows import Collate, Rows, model_inputs
 
 if TYPE_CHECKING:
@@ -95,7 +95,7 @@ def _check_widths(problem: Problem) -> None:
 # %% ../../nbs/baselines/05_pkd.ipynb #cell-012
 @register_method(
     "pkd", "the first layers, whose [CLS] states follow the teacher's", title="BERT-PKD", family="distillation",
-    paper="arXiv 1908.09355",
+    paper="arXiv 1908.09355", version=2,
 )  # fmt: skip
 def fit_pkd(
     problem: Problem, alpha: Share = 0.5, beta: NotNegative = 0.1, temperature: Positive = 5.0,
@@ -125,6 +125,7 @@ def fit_pkd(
                              cache=problem.cache)  # fmt: skip
     set_seed(problem.seed)
     student = make_student(problem.encoder, problem.labels, problem.kind, layers=layers, take=tuple(range(layers)))
+    copy_head(teacher, student)
 
     def objective(model: PreTrainedModel, batch: dict) -> torch.Tensor:
         out = model(**model_inputs(batch, problem.tokenizer), output_hidden_states=True)

@@ -27,10 +27,11 @@ from transformers import (
 from transformers.modeling_outputs import SequenceClassifierOutput
 
 from ..core.hashes import model_sha256, words_sha256
-from ..core.settings import Count, Positive, Share
+from ..core.settings import Count, Positive, Share, Whole
 from ..learning.losses import kd_loss
 from ..learning.problem import Problem, needs_halves
 from ..learning.registry import register_method
+from ..learning.varied_copies import transfer_set
 from ..models.encoders import label_maps
 from ..models.rows import answer, model_inputs
 
@@ -147,11 +148,11 @@ def _answers(problem: Problem) -> Tensor:
 # %% ../../nbs/baselines/12_static_embeddings.ipynb #se-23
 @register_method(
     "static_embeddings", "the mean of what the encoder says to each piece alone", title="static embeddings",
-    family="distillation", teacher_tokenizer=False,
+    family="distillation", teacher_tokenizer=False, reads_transfer=True, version=2,
 )  # fmt: skip
 def fit_static_embeddings(
     problem: Problem, embedding_size: Count = 256, inner: Count = 256, static_lr: Positive = 1e-3,
-    static_steps: Count | None = None, alpha: Share = 0.5, temperature: Positive = 1.0,
+    static_steps: Count | None = None, alpha: Share = 0.5, temperature: Positive = 1.0, copies: Whole = 0,
 ) -> StaticEmbeddings:  # fmt: skip
     """A classifier on the mean of a text's pieces, whose table starts as the encoder's answers to each of them (as in Model2Vec).
 
@@ -161,6 +162,7 @@ def fit_static_embeddings(
     static_lr: larger than that of a transformer.
     static_steps: of the training; the problem's if None.
     alpha, temperature: of the distillation, see `kdnotes.learning.losses.kd_loss`.
+    copies: of every row, which the teacher answers too, see `kdnotes.learning.varied_copies`.
 
     Raises
     ------
@@ -182,4 +184,4 @@ def fit_static_embeddings(
         return kd_loss(logits, batch["teacher_logits"], batch["labels"], alpha, temperature)
 
     steps = {} if static_steps is None else dict(steps=static_steps)
-    return problem.fit(student, problem.taught, objective, lr=static_lr, bf16=False, **steps)
+    return problem.fit(student, transfer_set(problem, copies), objective, lr=static_lr, bf16=False, **steps)
