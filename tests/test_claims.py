@@ -120,7 +120,10 @@ def test_size_and_speed_hold_only_together():
         run("teacher", "sst2", 0.9, cost=cost(20, 20_000_000) | {"speedup": 1.0}),
         run("kd", "sst2", 0.9, cost=cost(2, 2_000_000)),
     ]
-    assert str(judge(claimed(smaller_and_faster("kd", 9, 9)), priced).measured) == "10.0 times smaller, 10.0 times faster"
+    assert (
+        str(judge(claimed(smaller_and_faster("kd", 9, 9)), priced).measured)
+        == "10.0 times smaller in parameters, 10.0 times faster"
+    )
     assert judge(claimed(smaller_and_faster("kd", 9, 9)), priced).verdict == "holds"
     for smaller, faster in ((11, 9), (9, 11)):
         assert judge(claimed(smaller_and_faster("kd", smaller, faster)), priced).verdict == "does not hold"

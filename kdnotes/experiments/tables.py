@@ -366,6 +366,8 @@ def table_markdown(frame: pd.DataFrame) -> str:
     for (method, setting), rows in top.groupby(["method", "setting"], sort=False):
         cells = {(row.task, row.domain): _cell(row) for _, row in rows.iterrows()}
         medians = [rows[column].astype(float).median() * unit for column, unit in costs.values()]
-        costly = ("" if np.isnan(median) else f"{median:.1f}" for median in medians)
+        costly = (
+            "" if np.isnan(median) else np.format_float_positional(median, 3, fractional=False, trim="-") for median in medians
+        )
         lines.append([named((method, setting)), *(cells.get(place, "") for place in places), *costly])
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
