@@ -96,7 +96,7 @@ AutoModelForTokenClassification.register(BiLSTMConfig, BiLSTM)  # the same class
 )  # fmt: skip
 def fit_bilstm_soft(
     problem: Problem, hidden_size: Count = 150, inner: Count = 200, lstm_lr: Positive = 1e-3, lstm_steps: Count | None = None,
-    copies: Whole = 4,
+    copies: Whole = 0,
 ) -> BiLSTM:  # fmt: skip
     """A BiLSTM trained to give the teacher's logits (BiLSTM-SOFT, arXiv 1903.12136 eq. 3).
 
