@@ -349,6 +349,15 @@ def test_a_label_that_no_training_row_has_is_as_good_as_impossible(problem):
     assert_close(teacher.exp().sum(-1), torch.ones(48), atol=1e-5, rtol=0)
 
 
+@pytest.mark.parametrize("problem", ["single"], indirect=True)
+def test_a_student_learns_from_probes_that_are_certain(problem, monkeypatch):
+    certain = lambda probes, states: np.broadcast_to([-np.inf, 0.0], (*states.shape[:2], 2))  # noqa: E731
+    monkeypatch.setattr("kdnotes.adabert.loss_tradeoff.probe_log_probabilities", certain)
+    probes = torch.tensor(taught_rows(problem)["probes"][:])
+    assert probes.isfinite().all() and (probes[:, :-1, 0] == -30).all()
+    assert fit_adabert(problem, **tiny.SEARCH).classifier.weight.isfinite().all()
+
+
 def test_every_operation_is_exported_for_any_length(problem):
     edges = list(zip(((0, 2), (1, 2), (0, 3), (1, 3), (2, 3), (0, 4), (1, 4), (2, 4), (3, 4)), OP))
     student = derive(Genotype(tuple((*edge, op) for edge, op in edges), 2), problem, width=8, start="scratch").eval()
