@@ -273,4 +273,5 @@ def test_texts_without_labels_change_what_a_student_learns(method, teachers):
         student = distill(teachers["single"], data(40), None, method, **given)
         return np.stack(predict(student, encode(data(20, 2), student.tokenizer, ("text",), "label", 16), student.tokenizer))
 
-    assert np.abs(answers(None) - answers(texts)).max() > 1e-4
+    without, told = answers(None), answers(texts)
+    assert np.abs(without - told).max() > 1e-3 * np.abs(without).max()
