@@ -15,6 +15,6 @@ def own_sizes(method: str, source: str, steps: int, lr: float) -> dict:
     steps, lr: those of the profile.
     """
     tuned, longer = dict(lr=lr / 2, tune_steps=steps // 2), 4 * steps
-    changed = dict(bilstm_soft=dict(lstm_steps=longer), static_embeddings=dict(static_steps=longer))
+    changed = dict(bilstm_soft=dict(lstm_steps=longer, copies=4), static_embeddings=dict(static_steps=longer))
     changed |= dict.fromkeys(("qbert_8bit", "qbert_4bit", "qbert_mixed"), tuned)
     return {} if source == "world" else changed.get(method, {})
