@@ -181,7 +181,7 @@ def _legend(fig: "Figure", timed: pd.DataFrame, largest: float, always: Sequence
     handles = [dot({"reference": "teacher"}.get(name, name), color=COLOURS[name], ms=9) for name in families]
     if timed.published.notna().any():
         handles.append(dot("published share of its teacher", marker="D", mfc="none", color="black", ms=6))
-    fig.legend(handles=handles, loc="outside lower left", ncols=int((fig.get_figwidth() - 2.5) / 1.6), borderpad=1)
+    fig.legend(handles=handles, loc="outside lower left", ncols=int((fig.get_figwidth() - 3.5) / 1.6), borderpad=1)
     if timed.size_bytes.notna().any():
         top = 10 ** math.floor(math.log10(largest / 1e6))
         top *= max(step for step in (1, 2, 5) if step * top * 1e6 <= largest)
