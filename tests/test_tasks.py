@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from kdnotes.data import sources
 from kdnotes.data.loading import as_dataset, folder_task, load_task
 from kdnotes.data.sources import data_sha256, parquet_files
-from kdnotes.data.splits import deal, phrase_groups, stratified_order, withhold
+from kdnotes.data.splits import Groups, deal, phrase_groups, stratified_order, withhold
 from kdnotes.data.tasks import TASKS, Task, register_task, task
 
 datasets.disable_progress_bars()
@@ -116,7 +116,8 @@ def test_rows_that_share_a_long_phrase_are_dealt_out_together(seed):
     left, second = withhold(groups, 10)
     assert set(second) <= set(np.flatnonzero(groups.whole)) and not set(second) & set(left)
     labels = rng.integers(2, size=len(left)).tolist()
-    train, select = deal(labels, n_select=30, groups=groups.of[left])
+    train, select = deal(labels, n_select=30, groups=groups.among(left))
+    assert groups.whole[left[select]].all()
     for held in (second, left[select]):
         for text in np.take(texts, left[train]):
             if len(text.split()) >= 4:
@@ -127,8 +128,8 @@ def test_rows_that_share_a_long_phrase_are_dealt_out_together(seed):
 def test_too_few_groups_are_named():
     with pytest.raises(ValueError, match="3 groups to withhold: there are only 2"):
         withhold(phrase_groups(["a b c d", "e f g h"]), 3)
-    with pytest.raises(ValueError, match="2 rows to select on: there are only 0 in groups that can be held out whole"):
-        deal([0, 1] * 4, n_select=2, groups=np.zeros(8, int))
+    with pytest.raises(ValueError, match="2 rows to select on: there are only 0 whole texts in groups that can be held out"):
+        deal([0, 1] * 4, n_select=2, groups=Groups(np.zeros(8, int), np.ones(8, bool)))
 
 
 def test_order_of_a_small_stratum_is_fair():
@@ -566,7 +567,7 @@ def test_real_phrases_are_dealt_out_by_group():
     data = load_task("sst2", "local")
     train = "|".join(f" {text.strip()} " for text in data["train"]["sentence"][:])
     inside = [f" {text.strip()} " in train for text in data["select"]["sentence"][:]]
-    assert np.mean(inside) < 0.01, "by row it would be .876"
+    assert len(inside) == 626 and not any(inside), "by row it would be .876"
     second = data["report2"]["sentence"][:]
     assert len(second) >= 600 and not any(f" {text.strip()} " in train for text in second) and len(data["report"]) == 872
     assert load_task("sst2", "local", seed=1)["report2"]["sentence"][:] == second

@@ -11,7 +11,6 @@ import inspect
 import json
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,7 +27,7 @@ from .search_space import MAX_DEPTH, Genotype
 from .supernet import PRICE, SuperNet, architecture_loss, weights_loss
 from ..core.hashes import model_sha256, rows_sha256, words_sha256
 from ..core.records import address
-from ..data.splits import phrase_groups
+from ..data.splits import Groups, phrase_groups
 from ..learning.problem import Problem
 from ..learning.training import LengthGrouped
 from ..models.rows import Collate, Rows, model_inputs
@@ -58,26 +57,31 @@ class Batches:
 LONGEST = 80  # tokens: longer rows are no phrases, and are dealt one by one
 
 
-def _groups(rows: "Dataset") -> np.ndarray:
-    """For each row the number of its group: the rows that are phrases of each other, or itself alone."""
+def _groups(rows: "Dataset") -> Groups:
+    """For each row the number of its group, the rows that are phrases of each other or itself alone; and whether it is whole."""
     group, short = len(rows) + np.arange(len(rows)), np.flatnonzero(np.array(rows["length"]) <= LONGEST)
-    found = phrase_groups([" ".join(map(str, ids[1:-1])) for ids in rows.select(short)["input_ids"]]).of
-    group[short[found >= 0]] = found[found >= 0]  # a word or two stand in many sentences, and are dealt alone
-    return group
+    found, whole = phrase_groups([" ".join(map(str, ids[1:-1])) for ids in rows.select(short)["input_ids"]]), group >= 0
+    joined = found.of >= 0  # a word or two stand in many sentences, and are dealt alone
+    group[short[joined]], whole[short] = found.of[joined], found.whole
+    return Groups(group, whole)
 
 
 def halves(rows: "Dataset", tokenizer: PreTrainedTokenizerBase, batch_size: int, seed: int) -> tuple[Batches, Batches]:
     """Two halves of the rows, for the weights and for the architecture; no phrase of four words or more is in both.
 
-    Shorter ones that stand in many sentences, and rows that are too long to be phrases, are dealt one by one.
+    Shorter ones that stand in many sentences, and rows that are too long to be phrases, are dealt one by one. The second half
+    has no phrases where most rows are.
     """
-    names, group = np.unique(_groups(rows), return_inverse=True)
+    groups = _groups(rows)
+    names, group = np.unique(groups.of, return_inverse=True)
     dealt = torch.randperm(len(names), generator=torch.Generator().manual_seed(seed)).numpy()[group]
     order = np.argsort(dealt, kind="stable")
     ends = np.flatnonzero(np.diff(dealt[order])) + 1  # where a group ends
     middle = min((end for end in ends if end >= len(rows) // 2), default=len(rows) // 2)
-    parts = [rows.select(order[a:b]) for a, b in pairwise((0, middle, len(rows)))]
-    return tuple(Batches(part, tokenizer, batch_size, seed) for part in parts)
+    one, other = order[:middle], order[middle:]
+    if groups.whole.mean() < 0.5:
+        other = other[groups.whole[other]]
+    return tuple(Batches(rows.select(part), tokenizer, batch_size, seed) for part in (one, other))
 
 # %% ../../nbs/adabert/06_search.ipynb #cbdd4ca26
 @torch.no_grad()

@@ -139,7 +139,7 @@ def _dealt(task: Task, train: "Dataset", report: "Dataset", n_report: int | None
     if phrases:
         found = phrase_groups(train[task.text[0]][:])
         left, second = withhold(found, min(WITHHELD, found.of.max() // 10))
-        groups, more = found.of[left], {REPORT2: train.select(second)} if len(second) else {}
+        groups, more = found.among(left), {REPORT2: train.select(second)} if len(second) else {}
         train = train.select(left)
     rows, chosen = deal(*strata(train), groups=groups, **asked)
     reported = stratified_order(*strata(report))[:n_report]
