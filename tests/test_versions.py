@@ -6,6 +6,8 @@ import pytest
 import versions
 
 from kdnotes.core.records import address
+from kdnotes.data.splits import PHRASES_VERSION
+from kdnotes.experiments.runs import teacher_spec
 from kdnotes.experiments.specs import make_spec
 from kdnotes.learning.registry import METHODS
 
@@ -32,6 +34,13 @@ def test_a_version_is_part_of_the_address(monkeypatch):
     before = address(make_spec("kd", "sst2"))
     monkeypatch.setitem(METHODS, "kd", dataclasses.replace(METHODS["kd"], version=METHODS["kd"].version + 1))
     assert address(make_spec("kd", "sst2")) != before
+
+
+def test_how_phrases_are_dealt_is_part_of_the_address_where_there_are_any():
+    real = dict(profile="laptop", read_data=False)
+    films, transferred = make_spec("kd", "sst2", **real), make_spec("kd", "clinc150", transfer=("sst2",), **real)
+    assert films["phrases"] == transferred["phrases"] == teacher_spec(films)["phrases"] == PHRASES_VERSION
+    assert "phrases" not in make_spec("kd", "sst2") | make_spec("kd", "clinc150", **real)
 
 
 def test_prose_is_no_code_and_code_is(tmp_path):

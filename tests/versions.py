@@ -12,6 +12,7 @@ SHARED = [
     *(f"learning/{name}.py" for name in LEARNING),
     *(f"models/{name}.py" for name in "rows encoders attention".split()),
 ]  # fmt: skip
+PHRASES = {"data/splits.py": ("phrase_groups", "_owners", "_held_out", "deal", "withhold"), "data/loading.py": ("_dealt",)}
 TEACHERS = {"experiments/runs.py": ("teacher_spec", "teacher_folder"), "methods.py": ("fine_tune",)}
 
 
@@ -55,6 +56,7 @@ def neighbours(file, seen=frozenset()):
 
 def now():
     """Name of the code -> its version and its hash, today."""
+    from kdnotes.data.splits import PHRASES_VERSION
     from kdnotes.experiments.specs import TEACHER_VERSION
     from kdnotes.experiments.world_encoder import ENCODER_VERSION
     from kdnotes.learning.registry import declared
@@ -63,6 +65,7 @@ def now():
 
     found = {
         "train (TRAINING_VERSION)": (TRAINING_VERSION, of_files(PACKAGE / name for name in SHARED)),
+        "rows that are phrases (PHRASES_VERSION)": (PHRASES_VERSION, of_functions(PHRASES)),
         "teachers (TEACHER_VERSION)": (TEACHER_VERSION, of_functions(TEACHERS)),
         "the world's encoder (ENCODER_VERSION)": (ENCODER_VERSION, of_files([PACKAGE / "experiments/world_encoder.py"])),
     }

@@ -51,7 +51,7 @@ def encoder_folder(spec: dict, store: Store, progress: bool = False) -> str:
 def teacher_spec(spec: dict) -> dict:
     """The part of a run's spec that its teacher depends on."""
     names = ["task", "domain", "source", "data", "device", "encoder", "max_length", "bf16", "threads", *TEACHER_ENTRIES]
-    made = {name: spec[name] for name in ("world_encoder", "budget") if name in spec}
+    made = {name: spec[name] for name in ("world_encoder", "budget", "phrases") if name in spec}
     made |= dict(seed=spec["seed"]) if "budget" in spec else {}
     versions = dict(teacher=TEACHER_VERSION, training=TRAINING_VERSION)
     return dict(kind="teacher", versions=versions, **{name: spec[name] for name in names}, **made)

@@ -14,6 +14,7 @@ import torch
 from ..core.settings import Whole, check, check_all
 from ..data import worlds
 from ..data.sources import data_sha256
+from ..data.splits import PHRASES_VERSION
 from ..data.tasks import Task, common_labels, task
 from .profiles import Profile, find_profile
 from .world_encoder import WORLD_ENCODER, encoder_spec
@@ -107,6 +108,7 @@ def make_spec(
     made |= {name: given for name, given in dict(budget=budget, student_encoder=student_encoder).items() if given}
     made |= _source_spec(tuple(sources), size.source_rows, size.source if read_data else "", this, domain) if sources else {}
     made |= _transfer_spec(tuple(transfer), transfer_rows, size.source if read_data else "", this, chosen) if transfer else {}
+    made |= _phrases_spec([this, *(task(name.partition("/")[0]) for name in (*sources, *transfer))], size.source)
     return made | dict(
         method=method, task=this.name, domain=domain, setting=setting, seed=seed, profile=profile, **numbers,
         data=data_sha256(this, size.source) if read_data else "", device="cuda" if torch.cuda.is_available() else "cpu",
@@ -131,6 +133,11 @@ def _source_spec(sources: tuple[str, ...], rows: int, origin: str, target: Task,
     )
 
 # %% ../../nbs/experiments/03_specs.ipynb #d9da1077
+def _phrases_spec(tasks: list[Task], origin: str) -> dict:
+    """The version of how rows that are phrases of each other are dealt out, where there are any."""
+    return dict(phrases=PHRASES_VERSION) if origin != "world" and any(one.phrases for one in tasks) else {}
+
+
 def _transfer_spec(names: tuple[str, ...], rows: int, origin: str, target: Task, method: Method) -> dict:
     check_needs(replace(method, reads_source=False), None, None, names)
     for name in names:
