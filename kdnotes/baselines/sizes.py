@@ -5,17 +5,22 @@
 # %% auto #0
 __all__ = ['own_sizes']
 
+# %% ../../nbs/baselines/13_sizes.ipynb #c5a1e5imp
+from ..data.tasks import task
+from ..learning.training import STEPS_PER_LABEL
+
 # %% ../../nbs/baselines/13_sizes.ipynb #5b437202
-def own_sizes(method: str, source: str, steps: int, lr: float) -> dict:
-    """What a method of the landscape changes in a profile: entries of it, and settings of the method.
+def own_sizes(method: str, task_name: str, source: str, steps: int, lr: float) -> dict:
+    """What a method of the landscape changes in a profile on a task: entries of the profile, and settings of the method.
 
     Parameters
     ----------
     source: where the data come from: world, local or hub.
     steps, lr: those of the profile.
     """
-    changed = dict(static_embeddings=dict(static_steps=4 * steps))
+    longer = 4 * max(steps, STEPS_PER_LABEL * len(task(task_name).labels))
+    changed = dict(static_embeddings=dict(static_steps=longer))
     if source != "world":
-        changed |= dict(bilstm_soft=dict(lstm_steps=4 * steps, copies=4))
+        changed |= dict(bilstm_soft=dict(lstm_steps=longer, copies=4))
         changed |= dict.fromkeys(("qbert_8bit", "qbert_4bit", "qbert_mixed"), dict(lr=lr / 2, tune_steps=steps // 2))
     return changed.get(method, {})

@@ -31,6 +31,7 @@ from ..data.tasks import TASKS, Task, common_labels, task
 from .specs import TEACHER_ENTRIES, TEACHER_VERSION, make_spec
 from .specs import overrides as overrides_of
 from .world_encoder import world_encoder
+from ..learning.registry import versions_beside
 from ..learning.training import TRAINING_VERSION, threads
 from ..methods import distill, find_method, fine_tune
 from ..models.encoders import HEADS, load_encoder, load_tokenizer
@@ -261,6 +262,7 @@ def make(
 ) -> PreTrainedModel:
     """The student of a spec, from its teacher."""
     this, data, settings = task(spec["task"]), load(spec), completed_settings(spec, store, progress)
+    shared = spec["versions"] | dict(method=versions_beside(find_method(spec["method"])))
     folder = find_encoder(spec["student_encoder"]) if "student_encoder" in spec else encoder_folder(spec, store, progress)
     set_seed(spec["seed"])  # a masked-language-model checkpoint has no pooler: loading draws one
     encoder = AutoModel.from_pretrained(folder, use_safetensors=True)
@@ -271,7 +273,7 @@ def make(
         seed=spec["seed"], steps=spec["steps"], looks=spec["looks"], lr=spec["lr"], head_lr=spec["head_lr"],
         batch_size=spec["batch_size"], bf16=spec["bf16"], card=False,
         folder=checkpoints(spec, store) if takes_long(spec) else None,
-        cache=store.with_beside(versions=spec["versions"]), progress=progress, source=load_sources(spec),
+        cache=store.with_beside(versions=shared), progress=progress, source=load_sources(spec),
         transfer=load_transfer(spec),
         target=spec["domain"] or spec["task"], **settings,
     )  # fmt: skip

@@ -51,8 +51,9 @@ PUBLISHED = {  # with BERT-base, on GLUE's test sets
 def runs(size: Profile, seed: int) -> list[Run]:
     """Every method on sentiment and paraphrases, and on real data on 150 intents."""
     tasks = ("sst2", "mrpc") if size.source == "world" else ("sst2", "clinc150", "mrpc")
-    own = {method: own_sizes(method, size.source, size.steps, size.lr) for method in METHODS}
-    return [Run(method, task, sizes=own[method]) for task in tasks for method in METHODS]
+    return [
+        Run(method, task, sizes=own_sizes(method, task, size.source, size.steps, size.lr)) for task in tasks for method in METHODS
+    ]
 
 
 PLAN = Plan("fig02", "Figure 2: the measured landscape of BERT compression", CLAIMS, runs,

@@ -107,7 +107,7 @@ def runs(size: Profile, seed: int) -> list[Run]:
     profile = "world" if size.source == "world" else "laptop"
     cnn, rows = CNN.get(profile, {}), []
     for task in ("sst2", "snips") if profile == "world" else ("sst2", "snips", "clinc150"):
-        rows += [Run(method, task, sizes=own_sizes(method, size.source, size.steps, size.lr)) for method in RIVALS]
+        rows += [Run(method, task, sizes=own_sizes(method, task, size.source, size.steps, size.lr)) for method in RIVALS]
         rows += [Run(method, task, sizes=cnn) for method in OURS]
         rows.append(Run("adabert_paths", task, sizes=cnn | dict(search_steps=AS_LONG[profile])))
         others = _settings(profile, task).items()
