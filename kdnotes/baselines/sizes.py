@@ -6,21 +6,24 @@
 __all__ = ['own_sizes']
 
 # %% ../../nbs/baselines/13_sizes.ipynb #c5a1e5imp
+from ..core.metrics import OUT_OF_SCOPE
 from ..data.tasks import task
 from ..learning.training import STEPS_PER_LABEL
 
 # %% ../../nbs/baselines/13_sizes.ipynb #5b437202
 def own_sizes(method: str, task_name: str, source: str, steps: int, lr: float) -> dict:
-    """What a method of the landscape changes in a profile on a task: entries of the profile, and settings of the method.
+    """What a method of the landscape changes on a task: entries of the profile, settings of the method, texts for the teacher.
 
     Parameters
     ----------
     source: where the data come from: world, local or hub.
     steps, lr: those of the profile.
     """
-    longer = 4 * max(steps, STEPS_PER_LABEL * len(task(task_name).labels))
+    labels = task(task_name).labels
+    longer = 4 * max(steps, STEPS_PER_LABEL * len(labels))
     changed = dict(static_embeddings=dict(static_steps=longer))
     if source != "world":
-        changed |= dict(bilstm_soft=dict(lstm_steps=longer, copies=4))
+        asked = dict(transfer=("snips", "qqp"), transfer_rows=2000) if OUT_OF_SCOPE in labels else {}
+        changed |= dict(bilstm_soft=dict(steps=2 * longer if asked else longer, copies=4, **asked))
         changed |= dict.fromkeys(("qbert_8bit", "qbert_4bit", "qbert_mixed"), dict(lr=lr / 2, tune_steps=steps // 2))
     return changed.get(method, {})
