@@ -46,7 +46,10 @@ def under_way(out: Path) -> str:
 
 def leftovers(out: Path):
     """Table, records without their clock, and cached outputs of a finished batch."""
-    records = [{k: v for k, v in r.items() if k not in ("seconds", "cost", "checksum")} for r in Store(out / "store").records()]
+    records = [
+        {k: v for k, v in r.items() if k not in ("seconds", "teacher_seconds", "cost", "checksum")}
+        for r in Store(out / "store").records()
+    ]
     caches = {file.parent.name: file for file in (out / "store").glob("models/*/*.npy")}
     return read_table(out / "figures" / ARTEFACT / "world" / "table.csv"), records, caches
 
