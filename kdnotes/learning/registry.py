@@ -141,7 +141,7 @@ def find_method(name: str) -> Method:
 # %% ../../nbs/learning/02_registry.ipynb #d53cf335
 def versions_beside(method: Method) -> dict[str, int]:
     """The versions of the methods that are defined in the same folder of modules, its own among them, by name."""
-    folders = {name: one.fit.__module__.rpartition(".")[0] for name, one in METHODS.items()}
+    folders = {name: (one.fit.__module__ or "").rpartition(".")[0] for name, one in METHODS.items()}
     return {name: METHODS[name].version for name in sorted(METHODS) if folders[name] == folders.get(method.name)}
 
 # %% ../../nbs/learning/02_registry.ipynb #cffc200ee
