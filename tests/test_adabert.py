@@ -271,8 +271,9 @@ def test_rows_too_long_for_phrases_leave_the_others_in_their_groups(problem):
     words = [[2, *range(10 + 7 * i, 17 + 7 * i), 3] for i in range(20)]
     texts = [*words, *(ids[:6] + ids[-1:] for ids in words), [2, *range(200, 300), 3]]
     rows = Dataset.from_dict(dict(input_ids=texts, length=list(map(len, texts))))
-    group = _groups(rows)
+    group, whole = _groups(rows)
     assert group[:20].tolist() == group[20:40].tolist() and len(set(group)) == 21
+    assert whole[:20].all() and not whole[20:40].any() and whole[40]
 
 
 def test_a_kept_search_is_found_and_the_same(problem, tmp_path, monkeypatch):
