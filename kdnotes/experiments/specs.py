@@ -73,6 +73,11 @@ def _numbers(size: Profile, method: Method, this: Task, overrides: dict[str, Any
         numbers[name] = max(numbers[name], STEPS_PER_LABEL * len(this.labels))
     return numbers | dict(max_length=size.long_length if this.long else size.max_length)
 
+
+def _phrases_spec(tasks: list[Task], origin: str) -> dict:
+    """The version of how rows that are phrases of each other are dealt out, where there are any."""
+    return dict(phrases=PHRASES_VERSION) if origin != "world" and any(one.phrases for one in tasks) else {}
+
 # %% ../../nbs/experiments/03_specs.ipynb #cspec00001
 def make_spec(
     method: str, task_name: str, seed: int = 0, profile: str = "world", domain: str = "", setting: str = "",
@@ -133,11 +138,6 @@ def _source_spec(sources: tuple[str, ...], rows: int, origin: str, target: Task,
     )
 
 # %% ../../nbs/experiments/03_specs.ipynb #d9da1077
-def _phrases_spec(tasks: list[Task], origin: str) -> dict:
-    """The version of how rows that are phrases of each other are dealt out, where there are any."""
-    return dict(phrases=PHRASES_VERSION) if origin != "world" and any(one.phrases for one in tasks) else {}
-
-
 def _transfer_spec(names: tuple[str, ...], rows: int, origin: str, target: Task, method: Method) -> dict:
     check_needs(replace(method, reads_source=False), None, None, names)
     for name in names:
